@@ -1,0 +1,33 @@
+# Two commands for newcomers: `make demo` and `make test`. Each sets up everything it needs in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo annotate test quick lint clean
+
+demo: $(VENV)/.installed  ## the whole chain on the built-in pocket model
+	$(BIN)/rlhf run configs/demo.yaml --set run.folder=$(RUN)
+
+annotate: $(VENV)/.installed  ## judge the demo's responses in your browser
+	@test -f $(RUN)/config.yaml || $(MAKE) demo
+	$(BIN)/rlhf annotate $(RUN)
+
+test: $(VENV)/.installed lint  ## everything that CI runs
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick: $(VENV)/.installed  ## the tests that take under five seconds each
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,193 @@
+"""The command line: ``rlhf``. It imports a stage, the app or torch only inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Before any library is imported: none of them reports to anybody.
+os.environ.update(
+    HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", GRADIO_ANALYTICS_ENABLED="False", RAY_USAGE_STATS_ENABLED="0"
+)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+
+from rlhf_pipeline.errors import PipelineError, UsageError
+
+app = typer.Typer(
+    help="From a base model, prompts and people's judgements to an aligned chat model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or a run folder that keeps one.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key, e.g. -s sft.epochs=2.")
+]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    stages: Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="Only these, and what they need.")] = None,
+    overrides: Overrides = None,
+    again: Annotated[bool, typer.Option("--again", help="Make the named stages anew even where complete.")] = False,
+) -> None:
+    """Run what is missing or stale, in order; resume what was interrupted; stop where people are needed."""
+    from stages import report as reporting
+    from stages import runner, settings
+
+    chosen = settings.load(config, overrides or [])
+    _quiet_libraries()
+    runner.run(chosen, stages or [], again=again)
+    run_folder = Path(chosen.run.folder)
+    page = reporting.build(chosen, run_folder)
+    _say_what_next(run_folder, page)
+
+
+@app.command()
+def status(
+    folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False
+) -> None:
+    """Show the state of every stage, and why."""
+    from stages import settings
+    from stages.states import inspect
+
+    states = inspect(settings.load(_run_folder(folder)), folder)
+    if as_json:
+        rows = {name: {"state": s.state, "reasons": list(s.reasons)} for name, s in states.items()}
+        print(json.dumps({"run": str(folder), "stages": rows}, indent=2))
+        return
+    for name, s in states.items():
+        made = f"{s.artifact.manifest.seconds:.0f} s, {s.artifact.digest[:12]}" if s.artifact else ""
+        print(f"{name:10} {s.state:12} {made}")
+        for reason in s.reasons[:5]:
+            print(f"{'':10} {reason}")
+
+
+@app.command()
+def annotate(
+    folder: RunFolder,
+    host: Annotated[str, typer.Option(help="Address to listen on; only this computer by default.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+) -> None:
+    """Serve the annotation app: people compare the sampled responses in a browser."""
+    from stages import collect, settings
+
+    chosen = settings.load(_run_folder(folder))
+    round_id = collect.open_for_people(chosen, folder)
+    from annotation_ui.app import serve
+
+    serve(collect.store_url(chosen.collect, folder), round_id, host=host, port=port)
+
+
+@app.command()
+def chat(
+    folder: RunFolder,
+    policies: Annotated[list[str] | None, typer.Argument(metavar="[POLICY]...", help="base, sft, dpo, ppo.")] = None,
+    once: Annotated[str | None, typer.Option(help="Answer this and leave.")] = None,
+) -> None:
+    """Talk to one policy, or to several side by side."""
+    from stages import chat as chatting
+    from stages import settings
+
+    _quiet_libraries()
+    chatting.chat(settings.load(_run_folder(folder)), folder, policies or [], once)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Build report.html from whatever stages are there."""
+    from stages import report as reporting
+    from stages import settings
+
+    print(reporting.build(settings.load(_run_folder(folder)), folder))
+
+
+@app.command()
+def doctor(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Say what would fail, and the memory it will need, before anything is loaded."""
+    from stages import doctor as checking
+    from stages import settings
+
+    _quiet_libraries()
+    raise typer.Exit(checking.check(settings.load(config, overrides or [])))
+
+
+@app.command("help-config")
+def help_config(
+    section: Annotated[str | None, typer.Argument(metavar="[SECTION]", help="e.g. sft; all when left out.")] = None,
+) -> None:
+    """Print every key of the configuration with its default and meaning."""
+    from rlhf_pipeline.config import describe
+    from stages.settings import Settings
+
+    rows = [row for row in describe(Settings) if section is None or row[0].split(".")[0] == section]
+    if not rows:
+        raise UsageError(f"there is no section {section!r}", advice=f"sections: {', '.join(Settings.model_fields)}")
+    for key, default, text in rows:
+        print(f"{key} = {default}\n    {' '.join(text.split())}")
+
+
+def _run_folder(folder: Path) -> Path:
+    if not (folder / "config.yaml").is_file():
+        raise UsageError("not a run folder: it has no config.yaml", where=str(folder), advice="rlhf run CONFIG makes one")
+    return folder
+
+
+def _say_what_next(run_folder: Path, page: Path) -> None:
+    print(f"\nreport:         {page}")
+    print(f"judge by hand:  rlhf annotate {run_folder}")
+    print(f"talk to it:     rlhf chat {run_folder}")
+
+
+def _quiet_libraries() -> None:
+    """Libraries' warnings are for their developers; ours say what a user can do."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for name in ("transformers", "trl", "peft", "datasets", "accelerate", "torch", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is a message and an exit code, never a traceback."""
+    try:
+        app()
+    except PipelineError as error:
+        print(f"error: {error}" if error.exit_code != 3 else str(error), file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        _report_bug(error)
+        sys.exit(1)
+
+
+def _report_bug(error: Exception) -> None:
+    """What we did not foresee: one line for the person, the traceback in a file for the report of it."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="rlhf-error-", suffix=".txt", delete=False, encoding="utf-8") as out:
+        traceback.print_exception(error, file=out)
+    first = str(error).strip().splitlines()
+    print(f"error: {type(error).__name__}: {first[0] if first else 'no message'}", file=sys.stderr)
+    print(f"  → this was not foreseen; the details for a bug report are in {out.name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

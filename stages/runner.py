@@ -1,0 +1,183 @@
+"""Run stages: what is missing or stale, in order; resume what was interrupted; stop where people are needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_pipeline import artifacts, config
+from rlhf_pipeline.errors import UsageError, WaitingForPeople
+from stages import BY_NAME, NAMES, Stage
+from stages.job import Job, say
+from stages.settings import Settings
+from stages.states import (
+    FINGERPRINT,
+    WAITING,
+    StageState,
+    differences,
+    inspect,
+    inspect_stage,
+    locked,
+    note_running,
+    partial_folder,
+)
+
+
+def run(settings: Settings, only: Sequence[str] = (), *, again: bool = False) -> None:
+    """Bring the named stages (all of the run's, when none is named) up to date, with whatever they need.
+
+    Args:
+        settings: the whole configuration.
+        only: names of stages.
+        again: make the named stages anew even where they are complete.
+
+    Raises:
+        UsageError: an unknown stage, or another process at work in the folder.
+        WaitingForPeople: the chain cannot go on before people have judged.
+    """
+    wanted = _wanted(settings, only)
+    run_folder = Path(settings.run.folder)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with locked(run_folder):
+        artifacts.write_atomically(run_folder / "config.yaml", config.dump(settings))
+        states = inspect(settings, run_folder)
+        identity: dict[str, Any] | None = None
+        for name in (n for n in NAMES if n in wanted):
+            stage = BY_NAME[name]
+            forced = again and (not only or name in only)
+            states[name] = inspect_stage(stage, settings, run_folder, states, None)
+            if states[name].state == "complete" and not forced:
+                say(f"{name}: complete")
+                continue
+            if stage.uses_model and identity is None:
+                identity = _identity(settings)
+            states[name] = _run_stage(stage, settings, run_folder, states, identity)
+
+
+def _wanted(settings: Settings, only: Sequence[str]) -> set[str]:
+    """The named stages and everything they need, within the stages of the run."""
+    for name in only:
+        if name not in NAMES:
+            raise UsageError(f"there is no stage {name!r}", advice=f"stages: {', '.join(NAMES)}")
+        if name not in settings.run.stages:
+            raise UsageError(f"this run leaves out {name}", advice="add it to run.stages")
+    wanted: set[str] = set()
+    waiting = list(only or settings.run.stages)
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            stage = BY_NAME[name]
+            waiting += [n for n in (*stage.needs, *stage.reads_if_there) if n in settings.run.stages]
+    return wanted
+
+
+def _run_stage(
+    stage: Stage,
+    settings: Settings,
+    run_folder: Path,
+    states: Mapping[str, StageState],
+    identity: Mapping[str, Any] | None,
+) -> StageState:
+    before = states[stage.name]
+    say(f"{stage.name}: {stage.summary}" + (f" ({before.state}: {'; '.join(before.reasons[:3])})" if before.reasons else ""))
+    inputs = _open_inputs(stage, states, identity)
+    made_by = {
+        "stage": stage.name,
+        "kind": stage.kind,
+        "settings": settings.relevant_to(stage),
+        "seed": settings.run.seed,
+        "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+        "data": {source: artifacts.source_digest(source) for source in settings.data_sources(stage)},
+        "base": identity["base"] if identity and stage.uses_model else None,
+        "tokenizer": identity["tokenizer"] if identity and stage.uses_model else None,
+    }
+    partial = _prepare(partial_folder(run_folder, stage), made_by)
+    note_running(run_folder, stage)
+    device = _device(settings.run.device) if stage.uses_model else "cpu"
+    job = Job(settings.section(stage), settings, partial, inputs, run_folder, settings.run.seed, device)
+    started = time.monotonic()
+    try:
+        metrics = _call(stage, job)
+    except WaitingForPeople as waiting:
+        artifacts.write_atomically(partial / WAITING, json.dumps({"what": waiting.what}))
+        raise
+    for leftover in (FINGERPRINT, WAITING):
+        (partial / leftover).unlink(missing_ok=True)
+    artifacts.remove_folder(partial / "checkpoints")
+    seconds = round(time.monotonic() - started, 1)
+    artifact = artifacts.complete(
+        partial, run_folder / stage.name, metrics=metrics, device=device, seconds=seconds, **made_by
+    )
+    say(f"{stage.name}: done in {seconds:.0f} s → {artifact.folder}")
+    return StageState(stage.name, "complete", (), artifact)
+
+
+def _call(stage: Stage, job: Job) -> dict[str, Any]:
+    """Import the stage's module and run it with fresh seeds, so that a result does not depend on what ran before."""
+    import importlib
+
+    if stage.uses_model:
+        import random
+
+        import numpy
+        import torch
+
+        random.seed(job.seed)
+        numpy.random.seed(job.seed)
+        torch.manual_seed(job.seed)
+    metrics = importlib.import_module(f"stages.{stage.name}").run(job)
+    return json.loads(json.dumps(metrics))  # what cannot be written into a manifest fails here, not after hashing
+
+
+def _open_inputs(
+    stage: Stage, states: Mapping[str, StageState], identity: Mapping[str, Any] | None
+) -> dict[str, artifacts.Artifact]:
+    """The input artifacts, whole and made with the same model."""
+    inputs = {}
+    for name in (*stage.needs, *stage.reads_if_there):
+        state = states.get(name)
+        if state is None or state.artifact is None:
+            continue
+        if identity and stage.uses_model:
+            artifacts.require_same_identity(state.artifact, identity["base"], identity["tokenizer"])
+        inputs[name] = state.artifact
+    return inputs
+
+
+def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
+    """The unfinished folder: what an interrupted try left when it was made by the same things, else an empty one."""
+    fingerprint = json.loads(json.dumps({key: made_by[key] for key in ("settings", "inputs", "data", "base", "tokenizer")}))
+    path = partial / FINGERPRINT
+    if path.is_file():
+        before = json.loads(path.read_text())
+        if before == fingerprint:
+            (partial / WAITING).unlink(missing_ok=True)
+            say(f"  resuming what was interrupted in {partial}")
+            return partial
+        changed = differences(before["settings"], fingerprint["settings"]) or ["its inputs changed"]
+        say(f"  the interrupted try was made with other settings ({'; '.join(changed[:3])}): starting over")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    artifacts.write_atomically(path, json.dumps(fingerprint))
+    return partial
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    from rlhf_pipeline.models import base_identity
+    from rlhf_pipeline.tokenization import load_tokenizer
+
+    return {"base": base_identity(settings.model), "tokenizer": load_tokenizer(settings.model).identity()}
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("run.device is cuda, but torch finds no CUDA device", advice="--set run.device=cpu")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"

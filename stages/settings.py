@@ -1,0 +1,111 @@
+"""The whole configuration: the model, the data, a section per stage, and the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf_pipeline import config as configuration
+from rlhf_pipeline.config import ModelConfig, Section
+from rlhf_pipeline.data import DataConfig
+from stages import BY_NAME, NAMES, Stage, collect, dpo, evaluate, ppo, reward, sample, sft
+
+StageName = Literal["sft", "sample", "collect", "reward", "dpo", "ppo", "evaluate"]
+
+
+class RunConfig(Section):
+    """Where and how the chain runs."""
+
+    folder: str = Field(min_length=1)
+    """The run folder; it is made when missing."""
+    stages: list[StageName] = Field(default_factory=lambda: list(NAMES))  # type: ignore[arg-type]
+    """The stages that this run consists of; leave out what you do not want."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice: initialisation, data order, sampling, splits."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` takes CUDA where there is one."""
+    tracking: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
+    """A tracker to report training to, beside ``metrics.jsonl`` (needs its package)."""
+
+
+class Settings(Section):
+    """Everything a run is made of."""
+
+    run: RunConfig
+    """Where and how the chain runs."""
+    model: ModelConfig
+    """The base model."""
+    data: DataConfig
+    """Demonstrations, prompts and preferences."""
+    sft: sft.Config = Field(default_factory=sft.Config)
+    """Supervised fine-tuning."""
+    sample: sample.Config = Field(default_factory=sample.Config)
+    """K responses per prompt."""
+    collect: collect.Config = Field(default_factory=collect.Config)
+    """Who judges, and how much."""
+    reward: reward.Config = Field(default_factory=reward.Config)
+    """The reward model."""
+    dpo: dpo.Config = Field(default_factory=dpo.Config)
+    """Direct preference optimisation."""
+    ppo: ppo.Config = Field(default_factory=ppo.Config)
+    """Proximal policy optimisation."""
+    evaluate: evaluate.Config = Field(default_factory=evaluate.Config)
+    """Win rates and the report."""
+
+    @model_validator(mode="after")
+    def _needed_stages_are_there(self) -> Settings:
+        for name in self.run.stages:
+            for needed in BY_NAME[name].needs:
+                if needed not in self.run.stages:
+                    raise ValueError(f"run.stages has {name}, which needs {needed}; add {needed} or leave {name} out")
+        return self
+
+    def section(self, stage: Stage) -> Section:
+        """The section of one stage."""
+        section = getattr(self, stage.name)
+        assert isinstance(section, Section)
+        return section
+
+    def relevant_to(self, stage: Stage) -> dict[str, Any]:
+        """Every setting that changes what a stage makes, by dotted key: what staleness is judged by."""
+        values = {stage.name: self.section(stage).model_dump(mode="json"), "run.seed": self.run.seed}
+        for key in stage.settings:
+            value: Any = self.data.prompt_source() if key == "data.prompts" else self
+            if value is self:
+                for part in key.split("."):
+                    value = getattr(value, part)
+            values[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
+        return _flatten(values)
+
+    def data_sources(self, stage: Stage) -> list[str]:
+        """Paths and hub ids of the data that a stage reads."""
+        sources = {
+            "data.demonstrations": self.data.demonstrations,
+            "data.prompts": self.data.prompt_source(),
+            "data.preferences": self.data.preferences,
+        }
+        return [source.path for key, source in sources.items() if key in stage.settings and source is not None]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a configuration file, or the one that a run folder keeps.
+
+    Raises:
+        ConfigError: naming every mistake with its line.
+    """
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    return configuration.load(Settings, path, overrides)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

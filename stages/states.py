@@ -1,0 +1,149 @@
+"""What stands in a run folder: the state of each stage, with the reason."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_pipeline.artifacts import Artifact, find_damage, open_artifact, source_digest
+from rlhf_pipeline.errors import ArtifactError, UsageError
+from stages import BY_NAME, Stage
+from stages.settings import Settings
+
+State = Literal["missing", "waiting", "running", "interrupted", "complete", "stale", "damaged"]
+FINGERPRINT = "fingerprint.json"
+WAITING = "waiting.json"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class StageState:
+    """The state of one stage; ``reasons`` say why it is not simply complete."""
+
+    name: str
+    state: State
+    reasons: tuple[str, ...] = ()
+    artifact: Artifact | None = None
+
+
+def partial_folder(run_folder: Path, stage: Stage) -> Path:
+    """Where a stage writes until it is complete."""
+    return run_folder / f"{stage.name}.partial"
+
+
+def inspect(settings: Settings, run_folder: Path) -> dict[str, StageState]:
+    """The state of every stage of the run, in the order of the chain."""
+    running = running_stage(run_folder)
+    states: dict[str, StageState] = {}
+    for name in BY_NAME:
+        if name in settings.run.stages:
+            states[name] = inspect_stage(BY_NAME[name], settings, run_folder, states, running)
+    return states
+
+
+def inspect_stage(
+    stage: Stage, settings: Settings, run_folder: Path, upstream: Mapping[str, StageState], running: str | None
+) -> StageState:
+    """The state of one stage, given the states of those before it."""
+    finished = _inspect_finished(stage, settings, run_folder / stage.name, upstream)
+    partial = partial_folder(run_folder, stage)
+    if finished.state == "complete":
+        return finished
+    if running == stage.name:
+        return StageState(stage.name, "running")
+    if (partial / WAITING).is_file():
+        return StageState(stage.name, "waiting", (json.loads((partial / WAITING).read_text())["what"],))
+    if (partial / FINGERPRINT).is_file():
+        return StageState(stage.name, "interrupted", ("it resumes when the run is started again",))
+    return finished
+
+
+def _inspect_finished(
+    stage: Stage, settings: Settings, folder: Path, upstream: Mapping[str, StageState]
+) -> StageState:
+    if not folder.exists():
+        return StageState(stage.name, "missing")
+    try:
+        artifact = open_artifact(folder, verify=False)
+    except ArtifactError as error:
+        return StageState(stage.name, "damaged", (error.what,))
+    damage = find_damage(artifact)
+    if damage:
+        return StageState(stage.name, "damaged", tuple(damage), artifact)
+    reasons = differences(artifact.manifest.settings, settings.relevant_to(stage))
+    for name in (*stage.needs, *stage.reads_if_there):
+        reasons += _input_changed(name, artifact, upstream)
+    for source in settings.data_sources(stage):
+        if artifact.manifest.data.get(source) != source_digest(source):
+            reasons.append(f"the data in {source} changed")
+    return StageState(stage.name, "stale" if reasons else "complete", tuple(reasons), artifact)
+
+
+def _input_changed(name: str, artifact: Artifact, upstream: Mapping[str, StageState]) -> list[str]:
+    recorded = artifact.manifest.inputs.get(name)
+    if name not in upstream:
+        return [f"it was made with {name}, which this run leaves out"] if recorded else []
+    now = upstream[name]
+    if now.state != "complete" or now.artifact is None:
+        return [f"its input {name} is {now.state}"]
+    return [] if recorded == now.artifact.digest else [f"its input {name} was made anew"]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each setting whose value differs, by dotted key."""
+    absent = "(none)"
+    return [
+        f"{key}: {before.get(key, absent)} → {now.get(key, absent)}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key, absent) != now.get(key, absent)
+    ]
+
+
+@contextlib.contextmanager
+def locked(run_folder: Path) -> Iterator[None]:
+    """Hold the run folder: one ``rlhf run`` at a time.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    with (run_folder / _LOCK).open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            handle.seek(0)
+            holder = handle.read().split()
+            who = f"process {holder[0]}" if holder else "another process"
+            raise UsageError(
+                f"{who} is running in this folder", where=str(run_folder), advice="wait for it, or use another run.folder"
+            ) from None
+        try:
+            yield
+        finally:
+            handle.truncate(0)
+
+
+def note_running(run_folder: Path, stage: Stage) -> None:
+    """Write into the lock file which stage is at work, for ``rlhf status``."""
+    (run_folder / _LOCK).write_text(f"{os.getpid()} {stage.name}")
+
+
+def running_stage(run_folder: Path) -> str | None:
+    """The stage that a living process works on, or null."""
+    path = run_folder / _LOCK
+    if not path.is_file():
+        return None
+    with path.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return (handle.read().split() or [""])[-1]
+    return None
