@@ -1,16 +1,17 @@
 """Every exception that a user can meet, and the exit code that the command line gives it.
 
-    PipelineError                 exit 1
-    ├── ConfigError               exit 2   a configuration file or an override is wrong
-    ├── UsageError                exit 2   the command was called wrongly
-    ├── DataError                 exit 1   records that cannot be used
-    ├── ModelError                exit 1   a base model, tokenizer or template that cannot be used
-    ├── ArtifactError             exit 1   a stage's folder cannot be used
-    │   ├── DamagedArtifact                a file is not what its manifest says
-    │   └── IncompatibleArtifact           made with another base, tokenizer, template or stop set
-    ├── TrainingError             exit 1   training went wrong and was stopped
-    ├── StoreError                exit 1   the judgement store cannot be used
-    └── WaitingForPeople          exit 3   nothing is wrong: people have to judge first
+PipelineError                 exit 1
+├── ConfigError               exit 2   a configuration file or an override is wrong
+├── UsageError                exit 2   the command was called wrongly
+├── DataError                 exit 1   records that cannot be used
+├── ModelError                exit 1   a base model, tokenizer or template that cannot be used
+├── ArtifactError             exit 1   a stage's folder cannot be used
+│   ├── DamagedArtifact                a file is not what its manifest says
+│   └── IncompatibleArtifact           made with another base, tokenizer, template or stop set
+├── TrainingError             exit 1   training went wrong and was stopped
+├── StoreError                exit 1   the judgement store cannot be used
+│   └── AnswerRefused                  an answer to a task that this person does not hold
+└── WaitingForPeople          exit 3   nothing is wrong: people have to judge first
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ class TrainingError(PipelineError):
 
 class StoreError(PipelineError):
     """The judgement store cannot be opened, read or written."""
+
+
+class AnswerRefused(StoreError):
+    """An answer to a task that this person does not hold, or that is not an answer to it."""
 
 
 class WaitingForPeople(PipelineError):
