@@ -96,7 +96,10 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
         damage = find_damage(artifact)
         if damage:
             raise DamagedArtifact(
-                "files differ from what the stage wrote", where=str(folder), details=damage, advice="run the stage again"
+                "files differ from what the stage wrote",
+                where=str(folder),
+                details=damage,
+                advice="run the stage again",
             )
     return artifact
 

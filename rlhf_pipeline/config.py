@@ -103,7 +103,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if isinstance(key, list | dict):
                 raise yaml.MarkedYAMLError(problem="a key must be a plain name", problem_mark=key_node.start_mark)
@@ -182,7 +182,11 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1)
-        advice = f"did you mean {path.with_name(near[0])}?" if near else "give the path of a YAML file, e.g. configs/demo.yaml"
+        advice = (
+            f"did you mean {path.with_name(near[0])}?"
+            if near
+            else "give the path of a YAML file, e.g. configs/demo.yaml"
+        )
         raise ConfigError("there is no such configuration file", where=str(path), advice=advice) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"not a text file (byte {error.start} is not UTF-8)", where=str(path)) from None
@@ -254,9 +258,15 @@ def _explain(schema: type[Section], error: Any, origin: Mapping[str, str], fallb
     """One Pydantic error as ``place: key: what is wrong``."""
     parts = [str(p) for p in error["loc"]]
     # Pydantic names the member of a union it tried; that is no key of the user's.
-    parts = [p for p in parts if not re.fullmatch(r"(literal|list|str|int|float|bool|dict|function-\w+)\[?.*\]?", p) or p in origin]
+    parts = [
+        p
+        for p in parts
+        if not re.fullmatch(r"(literal|list|str|int|float|bool|dict|function-\w+)\[?.*\]?", p) or p in origin
+    ]
     key = ".".join(parts)
-    place = next((origin[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in origin), fallback)
+    place = next(
+        (origin[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in origin), fallback
+    )
     kind = error["type"]
     if kind == "extra_forbidden":
         known = _keys_beside(schema, parts[:-1])

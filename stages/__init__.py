@@ -29,7 +29,9 @@ STAGES = (
     Stage("sft", "policy", (), (), ("model", "data.demonstrations", "data.held_out"), True, "demonstrations → policy"),
     Stage("sample", "responses", ("sft",), (), _PROMPTS, True, "policy → K responses per prompt"),
     Stage("collect", "preferences", (), ("sample",), ("data.preferences",), False, "judgements → preferences"),
-    Stage("reward", "reward_model", ("sft", "collect"), (), ("model", "data.held_out"), True, "preferences → reward model"),
+    Stage(
+        "reward", "reward_model", ("sft", "collect"), (), ("model", "data.held_out"), True, "preferences → reward model"
+    ),
     Stage("dpo", "policy", ("sft", "collect"), (), ("model", "data.held_out"), True, "preferences → policy, by DPO"),
     Stage("ppo", "policy", ("sft", "reward"), (), _PROMPTS, True, "reward model → policy, by PPO"),
     Stage("evaluate", "evaluation", ("sft",), ("reward", "dpo", "ppo"), _PROMPTS, True, "policies → win rates, report"),

@@ -34,7 +34,9 @@ Overrides = Annotated[
 @app.command()
 def run(
     config: ConfigPath,
-    stages: Annotated[list[str] | None, typer.Argument(metavar="[STAGE]...", help="Only these, and what they need.")] = None,
+    stages: Annotated[
+        list[str] | None, typer.Argument(metavar="[STAGE]...", help="Only these, and what they need.")
+    ] = None,
     overrides: Overrides = None,
     again: Annotated[bool, typer.Option("--again", help="Make the named stages anew even where complete.")] = False,
 ) -> None:
@@ -51,9 +53,7 @@ def run(
 
 
 @app.command()
-def status(
-    folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False
-) -> None:
+def status(folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Show the state of every stage, and why."""
     from stages import settings
     from stages.states import inspect
@@ -136,7 +136,9 @@ def help_config(
 
 def _run_folder(folder: Path) -> Path:
     if not (folder / "config.yaml").is_file():
-        raise UsageError("not a run folder: it has no config.yaml", where=str(folder), advice="rlhf run CONFIG makes one")
+        raise UsageError(
+            "not a run folder: it has no config.yaml", where=str(folder), advice="rlhf run CONFIG makes one"
+        )
     return folder
 
 

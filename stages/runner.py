@@ -84,7 +84,10 @@ def _run_stage(
     identity: Mapping[str, Any] | None,
 ) -> StageState:
     before = states[stage.name]
-    say(f"{stage.name}: {stage.summary}" + (f" ({before.state}: {'; '.join(before.reasons[:3])})" if before.reasons else ""))
+    say(
+        f"{stage.name}: {stage.summary}"
+        + (f" ({before.state}: {'; '.join(before.reasons[:3])})" if before.reasons else "")
+    )
     inputs = _open_inputs(stage, states, identity)
     made_by = {
         "stage": stage.name,
@@ -151,7 +154,9 @@ def _open_inputs(
 
 def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
     """The unfinished folder: what an interrupted try left when it was made by the same things, else an empty one."""
-    fingerprint = json.loads(json.dumps({key: made_by[key] for key in ("settings", "inputs", "data", "base", "tokenizer")}))
+    fingerprint = json.loads(
+        json.dumps({key: made_by[key] for key in ("settings", "inputs", "data", "base", "tokenizer")})
+    )
     path = partial / FINGERPRINT
     if path.is_file():
         before = json.loads(path.read_text())

@@ -65,9 +65,7 @@ def inspect_stage(
     return finished
 
 
-def _inspect_finished(
-    stage: Stage, settings: Settings, folder: Path, upstream: Mapping[str, StageState]
-) -> StageState:
+def _inspect_finished(stage: Stage, settings: Settings, folder: Path, upstream: Mapping[str, StageState]) -> StageState:
     if not folder.exists():
         return StageState(stage.name, "missing")
     try:
@@ -123,7 +121,9 @@ def locked(run_folder: Path) -> Iterator[None]:
             holder = handle.read().split()
             who = f"process {holder[0]}" if holder else "another process"
             raise UsageError(
-                f"{who} is running in this folder", where=str(run_folder), advice="wait for it, or use another run.folder"
+                f"{who} is running in this folder",
+                where=str(run_folder),
+                advice="wait for it, or use another run.folder",
             ) from None
         try:
             yield

@@ -1,0 +1,45 @@
+"""Numbers on disk survive a kill, and intervals are the textbook's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_pipeline.metrics import MetricsWriter, read_metrics, wilson_interval
+
+
+def test_wilson_interval_against_worked_examples() -> None:
+    # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_wilson_interval_without_a_trial_knows_nothing() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    for step in (1, 2, 3):
+        writer.write({"step": step, "loss": float(step)})
+    writer.close()
+    MetricsWriter(path, resume_step=2).write({"step": 3, "loss": 9.0})
+    assert [row["loss"] for row in read_metrics(path)] == [1.0, 2.0, 9.0]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1}]
+    MetricsWriter(path, resume_step=5).write({"step": 2})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_non_finite_numbers_become_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsWriter(path).write({"step": 1, "loss": float("nan"), "kl": float("inf")})
+    assert read_metrics(path) == [{"step": 1, "loss": None, "kl": None}]
