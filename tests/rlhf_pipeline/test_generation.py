@@ -104,11 +104,12 @@ def test_nucleus_is_never_left() -> None:
     model = tiny("llama")
     allowed = token_probabilities(model(torch.tensor([[5, 6]])).logits[0, -1], 1.0, top_p=0.3).nonzero().flatten()
     drawn = sample(model, [[5, 6]] * 200, max_new_tokens=1, top_p=0.3)
-    assert {r.ids[0] for r in drawn} <= set(allowed.tolist()) and len(allowed) < VOCABULARY / 2
+    assert {r.ids[0] for r in drawn} <= set(allowed.tolist())
+    assert len(allowed) < VOCABULARY / 2
 
 
 def test_learned_positions_cannot_be_overrun_but_rotary_ones_can() -> None:
-    with pytest.raises(ModelError, match="longest prompt has 7 tokens and 26 more .* only 32 positions") as caught:
+    with pytest.raises(ModelError, match=r"longest prompt has 7 tokens and 26 more .* only 32 positions") as caught:
         sample(tiny("gpt2"), max_new_tokens=26)
     assert "25 or less" in str(caught.value)
     assert len(sample(tiny("gpt2"), max_new_tokens=25)) == len(PROMPTS)
@@ -126,6 +127,7 @@ def test_the_training_mode_and_progress() -> None:
     model, seen = tiny("llama").train(), []
     assert sample(model, [], batch_size=2) == []
     sample(model, batch_size=2, on_batch=seen.append)
-    assert model.training and seen == [2, 2, 1]
+    assert model.training
+    assert seen == [2, 2, 1]
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         sample(model, [[3], []])

@@ -1,0 +1,157 @@
+"""Rewards, GAE and whitening: by hand, against brute force; and what policy gradient and fixed point they lead to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf_pipeline.advantages import gae, kl_penalised_rewards, next_kl_coef, whiten
+from rlhf_pipeline.losses import kl_k3, ppo_policy_loss
+
+BETA = 0.5
+
+
+def test_rewards_by_hand() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0, -7.0], [-1.0, -1.0, -1.0]])
+    ref = torch.tensor([[-2.0, -1.5, 9.0], [-1.0, -1.0, -1.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    rewards = kl_penalised_rewards(torch.tensor([3.0, -4.0]), logprobs, ref, mask, kl_coef=0.1)
+    assert rewards.flatten().tolist() == pytest.approx([-0.1, 3 + 0.05, 0, 0, 0, -4])
+
+
+def test_gae_by_hand() -> None:
+    rewards, values = torch.tensor([[0.0, 0, 1]]), torch.tensor([[0.5, 0.4, 0.2]])
+    advantages, returns = gae(rewards, values, torch.ones(1, 3), gamma=1.0, lam=0.95)
+    assert advantages[0].tolist() == pytest.approx([0.432, 0.56, 0.8])
+    assert returns[0].tolist() == pytest.approx([0.932, 0.96, 1.0])
+    advantages, _ = gae(rewards, values, torch.ones(1, 3), gamma=0.9, lam=0.0)
+    assert advantages[0].tolist() == pytest.approx([0.36 - 0.5, 0.18 - 0.4, 0.8])
+
+
+def brute_force(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    deltas = [r + gamma * w - v for r, v, w in zip(rewards, values, [*values, 0.0][1:], strict=True)]
+    return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_gae_is_brute_force_on_the_tokens_that_count(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 64, 37, dtype=dtype)
+    mask = torch.rand(64, 37) < 0.7  # holes inside, as a tool's tokens would leave, and padding of any length
+    mask &= torch.arange(37) < torch.randint(1, 38, (64, 1))
+    for gamma, lam in [(1.0, 0.95), (0.9, 0.3), (1.0, 1.0), (0.5, 0.0)]:
+        advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=lam)
+        for row in range(64):
+            chosen = mask[row]
+            expected = brute_force(rewards[row][chosen].tolist(), values[row][chosen].tolist(), gamma, lam)
+            assert torch.allclose(advantages[row][chosen], torch.tensor(expected, dtype=dtype), atol=tolerance * 10)
+        assert torch.equal(returns, torch.where(mask, advantages + values, torch.zeros((), dtype=dtype)))
+        assert (advantages[~mask] == 0).all()
+
+
+def test_masked_values_change_nothing() -> None:
+    """verl's invariance (tests/trainer/ppo/test_core_algos_on_cpu.py), bit for bit."""
+    rewards = torch.tensor([[0, 0, 0.1, 0.1, 0.1, 0, 0, 0.1, 1.0, 0, 0]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0]])
+    values = torch.zeros(1, 11).masked_scatter(mask.bool(), torch.tensor([4.0, 5, 6, 7, 9]))
+    noisy = torch.where(mask.bool(), values, torch.randn(1, 11) * 100)
+    for a, b in zip(*(gae(rewards, v, mask, gamma=1.0, lam=0.95) for v in (values, noisy)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_low_precision_is_summed_in_float32() -> None:
+    rewards = torch.full((1, 600), 0.01).bfloat16()
+    advantages, _ = gae(rewards, torch.zeros_like(rewards), torch.ones(1, 600), gamma=1.0, lam=1.0)
+    assert advantages.dtype == torch.float32
+    assert advantages[0, 0].item() == pytest.approx(600 * 0.010009765625, rel=1e-5)
+
+
+def test_whiten() -> None:
+    mask = torch.tensor([[0, 1, 1, 0]])
+    assert whiten(torch.tensor([[1.0, 2, 3, 4]]), mask)[0].tolist() == pytest.approx([0, -1, 1, 0])  # biased variance
+    torch.manual_seed(0)
+    values, mask = torch.randn(20, 30) * 3 + 5, torch.rand(20, 30) < 0.5
+    white = whiten(values, mask)
+    assert white[mask].mean().abs() < 1e-6
+    assert white[mask].var(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(whiten(values * 10 - 7, mask), white, atol=1e-5)
+    assert torch.equal(whiten(torch.full((2, 2), 3.0), torch.ones(2, 2)), torch.zeros(2, 2))
+
+
+def test_kl_controller() -> None:
+    assert next_kl_coef(0.1, 6.0, target=6.0, horizon=10_000, episodes=500) == 0.1
+    assert next_kl_coef(0.1, 6.6, target=6.0, horizon=10_000, episodes=500) == pytest.approx(0.1 * 1.005)
+    assert next_kl_coef(0.1, 99.0, target=6.0, horizon=10_000, episodes=500) == pytest.approx(0.1 * 1.01)
+    assert next_kl_coef(0.1, -5.0, target=6.0, horizon=10_000, episodes=500) == pytest.approx(0.1 * 0.99)
+
+
+class Tabular:
+    """All responses of up to two tokens over {stop, 1, 2, 3}; a policy is a table of logits by state."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        self.responses = [(0,)] + [(a, b) for a, b in itertools.product((1, 2, 3), range(4))]
+        self.mask = torch.tensor([[1, len(y) > 1] for y in self.responses]).long()
+        self.states = torch.tensor([[0, y[0]] for y in self.responses])
+        self.tokens = torch.tensor([[y[0], y[1] if len(y) > 1 else 0] for y in self.responses])
+        self.scores = torch.randn(len(self.responses), dtype=torch.float64)
+        self.ref = self.logprobs(torch.randn(4, 4, dtype=torch.float64))
+
+    def logprobs(self, table: Tensor) -> Tensor:
+        """``(responses, 2)`` token log-probabilities."""
+        return torch.log_softmax(table, -1)[self.states, self.tokens] * self.mask
+
+    def objective(self, table: Tensor) -> Tensor:
+        sums, ref = self.logprobs(table).sum(1), self.ref.sum(1)
+        return (sums.exp() * (self.scores - BETA * (sums - ref))).sum()
+
+    def optimum(self) -> Tensor:
+        return torch.softmax(self.ref.sum(1) + self.scores / BETA, 0)
+
+    def engine_loss(self, table: Tensor, *, lam: float, values: Tensor, rewards: Callable[[Tensor], Tensor]) -> Tensor:
+        """The trained loss, each response weighted with its probability instead of being sampled."""
+        logprobs = self.logprobs(table)
+        old = logprobs.detach()
+        advantages, _ = gae(rewards(old), values, self.mask, gamma=1.0, lam=lam)
+        weight = old.sum(1).exp()[:, None]
+        return ppo_policy_loss(logprobs, old, advantages * weight, self.mask, cliprange=0.2, token_count=1).loss
+
+    def k1_rewards(self, old: Tensor) -> Tensor:
+        return kl_penalised_rewards(self.scores, old, self.ref, self.mask, kl_coef=BETA)
+
+    def k3_rewards(self, old: Tensor) -> Tensor:
+        plain = kl_penalised_rewards(self.scores, old, self.ref, self.mask, kl_coef=0.0)
+        return plain - BETA * kl_k3(old, self.ref) * self.mask
+
+
+@pytest.mark.parametrize("baseline", [False, True])
+def test_the_gradient_is_exact(baseline: bool) -> None:
+    """Every response enumerated: the engine's gradient is that of E[score - β log π/π_ref] at λ = 1."""
+    world = Tabular()
+    table = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    by_state = torch.randn(4, dtype=torch.float64) * baseline
+    loss = world.engine_loss(table, lam=1.0, values=by_state[world.states], rewards=world.k1_rewards)
+    ours = torch.autograd.grad(loss, table)[0]
+    exact = torch.autograd.grad(-world.objective(table), table)[0]
+    assert (ours - exact).norm() / exact.norm() < 1e-10
+
+
+@pytest.mark.parametrize(("rewards", "right"), [("k1_rewards", True), ("k3_rewards", False)])
+def test_fixed_point_is_the_kl_regularised_optimum(rewards: str, right: bool) -> None:
+    """k1 in the reward ends at π_ref exp(r/β)/Z; k3 in the reward does not."""
+    world = Tabular()
+    table = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
+    fit = torch.optim.Adam([table], lr=0.1)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(fit, 2500)
+    zeros = torch.zeros(world.mask.shape, dtype=torch.float64)
+    for _ in range(2500):
+        fit.zero_grad()
+        world.engine_loss(table, lam=1.0, values=zeros, rewards=getattr(world, rewards)).backward()
+        fit.step()
+        decay.step()
+    distance = 0.5 * (world.logprobs(table).sum(1).exp() - world.optimum()).abs().sum().item()
+    assert distance < 1e-4 if right else distance > 0.03
