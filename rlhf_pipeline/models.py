@@ -1,0 +1,294 @@
+"""Loading and saving: the base, policies made on it, reward models, and who is who.
+
+An artifact folder holds ``adapter/`` (PEFT format) or ``model/`` (full weights). Only safetensors files are read and
+no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from rlhf_pipeline.config import LoraSection, ModelConfig
+from rlhf_pipeline.errors import ArtifactError, ModelError
+from rlhf_pipeline.model_source import LOADING_ERRORS, first_line, load_config, model_folder
+from rlhf_pipeline.model_source import base_identity as base_identity
+
+SCORE_KEY = "base_model.model.score.weight"
+
+
+def dtype_of(model: ModelConfig, device: str) -> torch.dtype:
+    """Precision of the base's weights on a device."""
+    if model.dtype == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return torch.bfloat16 if model.dtype == "bfloat16" else torch.float32
+
+
+def load_causal_lm(
+    model: ModelConfig, *, device: str, folder: Path | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The base, in evaluation mode.
+
+    Args:
+        model: which one, and its precision.
+        device: ``cpu`` or ``cuda``.
+        folder: a fully fine-tuned model that replaces the base.
+        dtype: overrides the configured precision (full fine-tuning keeps float32 weights).
+
+    Raises:
+        ModelError: it cannot be loaded; the message says why.
+    """
+    return _load(AutoModelForCausalLM, model, device, folder, dtype)
+
+
+def load_classifier(
+    model: ModelConfig, *, device: str, folder: Path | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The base's backbone with a linear score head (hidden → 1), in float32 and zero unless ``folder`` has one."""
+    classifier = _load(AutoModelForSequenceClassification, model, device, folder, dtype, num_labels=1)
+    classifier.score = _FloatHead(classifier.score)
+    return classifier
+
+
+class _FloatHead(nn.Linear):
+    """A score head that stays float32 over a bfloat16 backbone: a bfloat16 one would lose small updates."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__(head.in_features, head.out_features, bias=False, device=head.weight.device)
+        self.weight.data = head.weight.data.float()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(…, hidden)`` of any precision to ``(…, 1)`` in float32."""
+        return super().forward(hidden.to(self.weight.dtype))
+
+
+def _load(
+    auto_class: Any, model: ModelConfig, device: str, folder: Path | None, dtype: torch.dtype | None, **options: Any
+) -> PreTrainedModel:
+    load_config(model)
+    path = folder or model_folder(model)
+    where = f"model.name: {model.name}" if folder is None else str(folder)
+    if model.quantization == "4bit":
+        options |= _four_bit(device)
+    try:
+        with _quiet():
+            loaded, report = auto_class.from_pretrained(
+                path,
+                dtype=dtype or dtype_of(model, device),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+            if "quantization_config" not in options:
+                loaded = loaded.to(device)
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            "the model does not fit into the GPU's memory",
+            where=where,
+            advice="a smaller model, model.dtype: bfloat16, or model.quantization: 4bit",
+        ) from None
+    except LOADING_ERRORS as error:
+        raise ModelError(f"the model cannot be loaded: {first_line(error)}", where=where) from None
+    _require_all_weights(report, where, has_new_head="num_labels" in options)
+    if "score.weight" in report["missing_keys"]:
+        nn.init.zeros_(loaded.score.weight)
+    loaded.eval()
+    return loaded
+
+
+def _require_all_weights(report: Any, where: str, has_new_head: bool) -> None:
+    """Transformers only warns when it fills missing weights with random numbers."""
+    absent = sorted(set(report["missing_keys"]) - ({"score.weight"} if has_new_head else set()))
+    wrong = sorted(str(key) for key in report["mismatched_keys"])
+    if absent or wrong:
+        raise ModelError(
+            f"the weights do not fit the configuration: {len(absent)} missing, {len(wrong)} of another shape",
+            where=where,
+            details=[*absent[:5], *wrong[:5]],
+            advice="the folder is incomplete or its config.json belongs to another model: fetch it again",
+        )
+
+
+def _four_bit(device: str) -> dict[str, Any]:
+    import importlib.util
+
+    if not device.startswith("cuda"):
+        raise ModelError("4-bit weights need CUDA", where="model.quantization", advice="set it to none on this machine")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "4-bit weights need the package bitsandbytes",
+            where="model.quantization",
+            advice="pip install 'rlhf-pipeline[quantization]'",
+        )
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def full_model(folder: Path) -> Path | None:
+    """The fully fine-tuned model of an artifact, the base of everything after it; null where there is an adapter."""
+    return folder / "model" if (folder / "model").is_dir() else None
+
+
+def load_policy(
+    model: ModelConfig, folder: Path | None, *, device: str, base: Path | None = None, trainable: bool = False
+) -> PreTrainedModel | PeftModel:
+    """A policy from its artifact folder; the bare base when there is none.
+
+    Args:
+        model: the run's base.
+        folder: a policy artifact with ``adapter/`` or ``model/``.
+        device: ``cpu`` or ``cuda``.
+        base: a fully fine-tuned model that the adapter was trained on, where that is not the run's base.
+        trainable: leave the adapter (named ``default``) trainable.
+    """
+    if folder is None:
+        return load_causal_lm(model, device=device, folder=base)
+    if (full := full_model(folder)) is not None:
+        return load_causal_lm(model, device=device, folder=full)
+    return _with_adapter(load_causal_lm(model, device=device, folder=base), folder / "adapter", trainable)
+
+
+def _with_adapter(loaded: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ArtifactError("neither adapter/ nor model/ is in the folder", where=str(folder.parent))
+    try:
+        with _quiet():
+            peft_model = PeftModel.from_pretrained(loaded, folder, is_trainable=trainable, use_safetensors=True)
+    except LOADING_ERRORS as error:
+        raise ArtifactError(f"the adapter cannot be loaded: {first_line(error)}", where=str(folder)) from None
+    peft_model.eval()
+    return peft_model
+
+
+class RewardModel:
+    """Scores whole sequences; the score is read at the last token, found by length and not by the pad token."""
+
+    def __init__(self, classifier: PreTrainedModel | PeftModel) -> None:
+        self.classifier = classifier
+        inner: Any = classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier
+        self._backbone: nn.Module = getattr(inner, inner.base_model_prefix)
+        self._head: nn.Module = inner.score
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> list[float]:
+        """One score per sequence of prompt and response ids; the order is kept, the batches are of like length."""
+        device = next(self.classifier.parameters()).device
+        was_training = self.classifier.training
+        self.classifier.eval()
+        scores = [0.0] * len(sequences)
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            lengths = torch.tensor([len(sequences[i]) for i in rows], device=device)
+            ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long, device=device)
+            for place, i in enumerate(rows):
+                ids[place, : len(sequences[i])] = torch.tensor(list(sequences[i]), device=device)
+            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+            hidden = self._backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            values = self._head(hidden[torch.arange(len(rows), device=device), lengths - 1]).squeeze(-1)
+            for i, value in zip(rows, values.float().tolist(), strict=True):
+                scores[i] = value
+        self.classifier.train(was_training)
+        return scores
+
+
+def load_reward_model(model: ModelConfig, folder: Path, *, device: str, base: Path | None = None) -> RewardModel:
+    """A reward model from its artifact folder; ``base`` as in :func:`load_policy`."""
+    if (full := full_model(folder)) is not None:
+        return RewardModel(load_classifier(model, device=device, folder=full))
+    read_score_head(folder / "adapter")
+    classifier = load_classifier(model, device=device, folder=base)
+    return RewardModel(_with_adapter(classifier, folder / "adapter", trainable=False))
+
+
+def read_score_head(adapter_folder: Path) -> Tensor:
+    """The score head of a reward adapter, ``(1, hidden)`` in float32.
+
+    Raises:
+        ArtifactError: the adapter has none, so it is no reward model.
+    """
+    path = adapter_folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            if SCORE_KEY in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                return file.get_tensor(SCORE_KEY).float()
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"the reward adapter cannot be read: {first_line(error)}", where=str(path)) from None
+    raise ArtifactError(
+        f"the adapter has no score head ({SCORE_KEY}), so it is no reward model",
+        where=str(path),
+        advice="train it again with this program: rlhf run CONFIG reward --again",
+    )
+
+
+def lora_config(lora: LoraSection, *, task: str) -> LoraConfig:
+    """PEFT's configuration of a new adapter; ``task`` is ``CAUSAL_LM`` or ``SEQ_CLS``.
+
+    Without the task type PEFT would leave a score head random, untrained and unsaved, and say nothing.
+    """
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        task_type=task,
+    )
+
+
+def save_adapter(peft_model: PeftModel, folder: Path, *, base_name: str, adapter: str = "default") -> None:
+    """Write one adapter (with its score head, if it has one) as ``folder``; others stay out.
+
+    ``base_name`` is what the configuration calls the base: PEFT would write the local path, which breaks elsewhere.
+    """
+    peft_model.peft_config[adapter].base_model_name_or_path = base_name
+    # Without save_embedding_layers=False PEFT may ask the hub for the base's vocabulary size.
+    peft_model.save_pretrained(str(folder), selected_adapters=[adapter], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def save_full(loaded: PreTrainedModel, folder: Path) -> None:
+    """Write all weights as a model folder of its own."""
+    with _quiet():
+        loaded.save_pretrained(folder)
+
+
+def adapter_settings(adapter_folder: Path) -> dict[str, Any]:
+    """The ``adapter_config.json`` of an adapter of ours."""
+    return dict(json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8")))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and tables: what matters in them is checked and raised."""
+    before = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()
