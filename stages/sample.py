@@ -86,7 +86,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def load_policy(job: Job, policy: str) -> Any:
-    """The model of ``base``, of this run's ``sft``, or of another run's policy folder, which must fit this run's model."""
+    """The model of ``base``, of this run's ``sft``, or of another run's policy, made with the same base."""
     from rlhf_pipeline import artifacts, models
 
     if policy == "base":

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from rlhf_pipeline import config as configuration
 from rlhf_pipeline.config import ModelConfig, Section
-from rlhf_pipeline.data import DataConfig
+from rlhf_pipeline.data import DataConfig, SourceConfig
 from stages import BY_NAME, NAMES, Stage, collect, dpo, evaluate, ppo, reward, sample, sft
 
 StageName = Literal["sft", "sample", "collect", "reward", "dpo", "ppo", "evaluate"]
@@ -72,22 +72,30 @@ class Settings(Section):
     def relevant_to(self, stage: Stage) -> dict[str, Any]:
         """Every setting that changes what a stage makes, by dotted key: what staleness is judged by."""
         values = {stage.name: self.section(stage).model_dump(mode="json"), "run.seed": self.run.seed}
-        for key in stage.settings:
-            value: Any = self.data.prompt_source() if key == "data.prompts" else self
-            if value is self:
-                for part in key.split("."):
-                    value = getattr(value, part)
+        for key in self._keys_of(stage):
+            value = self._value(key)
             values[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
         return _flatten(values)
 
     def data_sources(self, stage: Stage) -> list[str]:
         """Paths and hub ids of the data that a stage reads."""
-        sources = {
-            "data.demonstrations": self.data.demonstrations,
-            "data.prompts": self.data.prompt_source(),
-            "data.preferences": self.data.preferences,
-        }
-        return [source.path for key, source in sources.items() if key in stage.settings and source is not None]
+        sources = [self._value(key) for key in self._keys_of(stage)]
+        return [source.path for source in sources if isinstance(source, SourceConfig)]
+
+    def _keys_of(self, stage: Stage) -> tuple[str, ...]:
+        """A held-out number counts the run's prompts, so whatever is split by it depends on them."""
+        counted = "data.held_out" in stage.settings and self.data.held_out >= 1
+        return (*stage.settings, "data.prompts") if counted else stage.settings
+
+    def _value(self, key: str) -> Any:
+        if key == "data.prompts":
+            return self.data.prompt_source()
+        if key == "data.demonstrations":
+            return self.data.demonstration_source()
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Settings:

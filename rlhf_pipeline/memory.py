@@ -1,0 +1,64 @@
+"""How much memory training will need: arithmetic from a model's shape, before anything is loaded.
+
+Bytes per parameter: a frozen weight costs its own width; a trained float32 adapter costs 16 (weight, gradient and
+Adam's two moments, each float32); full fine-tuning in float32 the same 16, in bfloat16 8 (each of the four in bfloat16).
+NF4 costs 0.516 bytes: 4 bits and a quantised constant per 64 weights (Dettmers et al., 2305.14314, section 3).
+Activations are counted per token and layer, the head's logits per scored token; both are estimates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_NF4_BYTES = 4.127 / 8
+_TRAINED_ADAPTER_BYTES = 16
+_FROZEN_ADAPTER_BYTES = 4
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic needs of a model; sizes in numbers of weights or units."""
+
+    parameters: int
+    embedding_parameters: int
+    linear_shapes: tuple[tuple[int, int], ...]
+    """(in, out) of every linear layer that an adapter would sit on."""
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+
+
+def adapter_parameters(shape: Shape, rank: int) -> int:
+    """Weights of one LoRA adapter on all linear layers: ``rank * (in + out)`` each (Hu et al., 2106.09685, 4.1)."""
+    return sum(rank * (inputs + outputs) for inputs, outputs in shape.linear_shapes)
+
+
+def base_bytes(shape: Shape, *, width: int, four_bit: bool) -> float:
+    """The frozen base; embeddings are never quantised."""
+    if not four_bit:
+        return float(shape.parameters * width)
+    return shape.embedding_parameters * width + (shape.parameters - shape.embedding_parameters) * _NF4_BYTES
+
+
+def full_training_bytes(shape: Shape, *, width: int) -> float:
+    """Weights, gradients and Adam's moments of full fine-tuning at this width (4 or 2 bytes)."""
+    return float(shape.parameters * width * 4)
+
+
+def adapters_bytes(shape: Shape, *, rank: int, trained: int, frozen: int) -> float:
+    """So many trained and frozen adapters of this rank."""
+    each = adapter_parameters(shape, rank)
+    return float(each * (trained * _TRAINED_ADAPTER_BYTES + frozen * _FROZEN_ADAPTER_BYTES))
+
+
+def activation_bytes(shape: Shape, *, tokens: int, width: int, checkpointing: bool) -> float:
+    """What a forward pass over ``tokens`` keeps for the backward pass.
+
+    A block keeps about ten tensors of the hidden size and four of the intermediate size per token; with checkpointing
+    only its input, plus one whole block while it is recomputed. The head keeps float32 logits and their gradient.
+    """
+    block = (10 * shape.hidden + 4 * shape.intermediate) * width
+    kept = shape.layers * shape.hidden * width + block if checkpointing else shape.layers * block
+    return float(tokens * (kept + 2 * shape.vocabulary * 4))

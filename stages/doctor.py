@@ -1,0 +1,188 @@
+"""What would fail, and the memory it will need, said before any weights are loaded.
+
+    rlhf doctor CONFIG
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_pipeline.errors import PipelineError
+from stages.job import say
+
+if TYPE_CHECKING:
+    from rlhf_pipeline.memory import Shape
+    from stages.settings import Settings
+
+Finding = tuple[str, str]  # "ok", "note" or "fails", and the sentence
+
+
+def check(settings: Settings) -> int:
+    """Print every finding; 0 when nothing would fail, else 1."""
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_folder, _packages, _data, _model, _memory, _judging)
+    failed = 0
+    for one in checks:
+        try:
+            for kind, sentence in one(settings):
+                failed += kind == "fails"
+                say(f"{kind:5} {sentence}")
+        except PipelineError as error:
+            failed += 1
+            say(f"fails {error}")
+    say(f"\n{failed} of these would stop the run" if failed else "\nnothing found that would stop the run")
+    return 1 if failed else 0
+
+
+def _folder(settings: Settings) -> Iterator[Finding]:
+    folder = Path(settings.run.folder).absolute()
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        yield "fails", f"run.folder: {parent} cannot be written"
+        return
+    free = shutil.disk_usage(parent).free
+    yield ("ok" if free > 2**30 else "fails"), f"run.folder: {folder}, {free / 2**30:.1f} GiB free on its disk"
+
+
+def _packages(settings: Settings) -> Iterator[Finding]:
+    wanted = {"psycopg": "postgres"} if (settings.collect.store or "").startswith("postgresql") else {}
+    if settings.run.tracking != "none":
+        wanted[settings.run.tracking] = "tracking"
+    if settings.model.quantization != "none":
+        wanted["bitsandbytes"] = "quantization"
+    for package, extra in wanted.items():
+        if importlib.util.find_spec(package) is None:
+            yield "fails", f"the package {package} is missing: pip install {package}, or pip install 'rlhf-pipeline[{extra}]'"
+
+
+def _data(settings: Settings) -> Iterator[Finding]:
+    from rlhf_pipeline.data import read_demonstrations, read_preferences, read_prompts
+
+    data, seed = settings.data, settings.run.seed
+    readers: list[Callable[[], Any]] = []
+    if (demonstrations := data.demonstration_source()) is None:
+        yield "fails", "data.demonstrations: sft has nothing to learn from"
+    else:
+        readers.append(lambda: read_demonstrations(demonstrations, system=data.system, seed=seed))
+    if (prompts := data.prompt_source()) is not None:
+        readers.append(lambda: read_prompts(prompts, system=data.system, seed=seed))
+    if (preferences := data.preferences) is not None:
+        readers.append(lambda: read_preferences(preferences, system=data.system))
+    for read in readers:
+        try:
+            yield "ok", read().summary()
+        except PipelineError as error:
+            yield "fails", str(error)
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    from rlhf_pipeline.model_source import load_config
+    from rlhf_pipeline.records import Message
+    from rlhf_pipeline.tokenization import load_tokenizer
+
+    config = load_config(settings.model)
+    chat = load_tokenizer(settings.model)
+    question = (Message("user", "How are you?"),)
+    shown = chat.tokenizer.decode(chat.encode_prompt(question) + chat.encode_response(question, "Well."))
+    yield "ok", f"model: {settings.model.name} ({config.model_type}); a turn is rendered as {shown!r}"
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    lengths = {name: getattr(settings, name).max_length for name in ("sft", "reward", "dpo")}
+    for name, length in lengths.items():
+        if name in settings.run.stages and limit and length > limit:
+            yield "note", f"{name}.max_length is {length}, the model was made for {limit} tokens"
+
+
+def _memory(settings: Settings) -> Iterator[Finding]:
+    from rlhf_pipeline import memory
+    from rlhf_pipeline.memory import GIB
+
+    shape, width, available = _shape(settings), _width(settings), _available(settings)
+    base = memory.base_bytes(shape, width=width, four_bit=settings.model.quantization == "4bit")
+    yield "note", f"memory: base {shape.parameters / 1e6:,.1f}M weights, {base / GIB:.2f} GiB; {available / GIB:.1f} GiB there"
+    for name in ("sft", "reward", "dpo"):
+        if name not in settings.run.stages:
+            continue
+        section = getattr(settings, name)
+        sequences = section.micro_batch_size or section.batch_size
+        tokens = sequences * section.max_length * (1 if name == "sft" else 2)
+        need = memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=section.gradient_checkpointing)
+        if section.lora is None:
+            need += memory.full_training_bytes(shape, width=width) + (base if name == "dpo" else 0)
+        else:
+            need += base + memory.adapters_bytes(shape, rank=section.lora.rank, trained=1, frozen=int(name == "dpo"))
+        yield _fits(name, need, available)
+    if "ppo" in settings.run.stages:
+        rank = settings.sft.lora.rank if settings.sft.lora else settings.ppo.lora.rank
+        tokens = settings.ppo.micro_batch_tokens
+        need = base + memory.adapters_bytes(shape, rank=rank, trained=2, frozen=2)
+        need += memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=False)
+        yield _fits("ppo", need, available)
+
+
+def _fits(name: str, need: float, available: float) -> Finding:
+    from rlhf_pipeline.memory import GIB
+
+    sentence = f"memory: {name} at most about {need / GIB:.2f} GiB (rows of max_length throughout)"
+    if need <= available:
+        return "ok", sentence
+    return "note", f"{sentence}, more than is there; lower {name}'s micro-batch or max_length"
+
+
+def _shape(settings: Settings) -> Shape:
+    """Build the model without memory for its weights, and measure it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rlhf_pipeline.memory import Shape
+    from rlhf_pipeline.model_source import load_config
+
+    config = load_config(settings.model)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    text = config.get_text_config()
+    embeddings = {id(p): p.numel() for p in (model.get_input_embeddings().weight, head.weight)}
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        embedding_parameters=sum(embeddings.values()),
+        linear_shapes=tuple((m.in_features, m.out_features) for m in linear),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocabulary=text.vocab_size,
+    )
+
+
+def _width(settings: Settings) -> int:
+    import torch
+
+    if settings.model.dtype == "auto":
+        return 2 if settings.run.device != "cpu" and torch.cuda.is_available() else 4
+    return 2 if settings.model.dtype == "bfloat16" else 4
+
+
+def _available(settings: Settings) -> float:
+    import torch
+
+    if settings.run.device != "cpu" and torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[0])
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+def _judging(settings: Settings) -> Iterator[Finding]:
+    if "collect" not in settings.run.stages:
+        return
+    from rlhf_pipeline.store import JudgementStore
+    from stages.collect import store_url
+
+    url = store_url(settings.collect, Path(settings.run.folder))
+    if url.startswith("sqlite"):
+        yield "ok", f"judgements: {url}"
+        return
+    JudgementStore.open(url).close()
+    yield "ok", "judgements: the PostgreSQL store answers"

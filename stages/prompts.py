@@ -1,0 +1,55 @@
+"""The prompts of a run and the one rule that splits every data set of it: no dialogue is on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlhf_pipeline.data import Split, make_split, read_prompts
+from rlhf_pipeline.errors import ConfigError
+from stages.job import Job
+
+if TYPE_CHECKING:
+    from rlhf_pipeline.records import Prompt
+    from stages.settings import Settings
+
+
+@dataclass(frozen=True)
+class RunPrompts:
+    """The distinct prompts of ``data.prompts`` (or of what stands in for it), by side."""
+
+    train: list[Prompt]
+    held_out: list[Prompt]
+
+
+def load_prompts(job: Job) -> RunPrompts:
+    """Read and split the prompts, and say what was read.
+
+    Raises:
+        ConfigError: the run has no data with prompts.
+        DataError: unusable rows, or nothing on one of the sides.
+    """
+    prompts = _read(job.settings, job)
+    split = make_split(job.settings.data.held_out, seed=job.settings.run.seed, prompts=prompts)
+    train, held_out = split.divide(prompts)
+    return RunPrompts(train, held_out)
+
+
+def split_rule(settings: Settings) -> Split:
+    """The run's split, for demonstrations and preferences too.
+
+    A fraction needs no data; a number counts the run's prompts, and the same dialogues are then held out everywhere.
+    """
+    counted = settings.data.held_out >= 1
+    prompts = _read(settings) if counted else []
+    return make_split(settings.data.held_out, seed=settings.run.seed, prompts=prompts)
+
+
+def _read(settings: Settings, job: Job | None = None) -> list[Prompt]:
+    source = settings.data.prompt_source()
+    if source is None:
+        raise ConfigError("there is no data with prompts", where="data", advice="set data.prompts, e.g. {path: pocket}")
+    loaded = read_prompts(source, system=settings.data.system, seed=settings.run.seed)
+    if job is not None:
+        job.say(loaded.summary())
+    return loaded.records
