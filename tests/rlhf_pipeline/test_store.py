@@ -139,9 +139,11 @@ def test_undo_takes_the_last_judgement_back_once(store: JudgementStore) -> None:
     store.submit(ann, answer(first))
     store.submit(ann, answer(second))
     undone = store.undo(round_id, ann, "u1")
-    assert undone is not None and (undone.id, undone.state) == (second.id, "leased")
+    assert undone is not None
+    assert (undone.id, undone.state) == (second.id, "leased")
     again = store.undo(round_id, ann, "u1")
-    assert again is not None and again.id == second.id
+    assert again is not None
+    assert again.id == second.id
     assert [r.assignment_id for r in store.judgements(round_id)] == [first.id]
     assert store.progress(round_id).remaining == 1
     assert store.submit(ann, answer(second, "bad", "anew")).revision == 3
@@ -154,7 +156,8 @@ def test_undo_of_a_named_judgement_and_of_nothing(store: JudgementStore) -> None
     store.submit(ann, answer(first, token="one"))
     store.submit(ann, answer(second, token="two"))
     undone = store.undo(round_id, ann, "u", of_token="one")
-    assert undone is not None and undone.id == first.id
+    assert undone is not None
+    assert undone.id == first.id
     assert store.undo(round_id, ann, "v", of_token="one") is None
     assert store.undo(round_id, store.user("bob"), "w") is None
 

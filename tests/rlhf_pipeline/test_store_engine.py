@@ -134,9 +134,12 @@ def test_a_full_disk_loses_only_what_was_not_acknowledged(tmp_path: Path) -> Non
     def no_space(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute("PRAGMA max_page_count = 1")  # SQLite's own answer is that of a full disk
 
-    with pytest.raises(StoreError, match="the disk is full"):
+    def fill() -> None:
         for number in range(500):
             store.user(f"person {number} " + "x" * 60)
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        fill()
     store.close()
     again = JudgementStore.open(tmp_path / "s.db")
     assert again.user("ann") == 1
