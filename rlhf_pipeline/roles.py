@@ -1,0 +1,247 @@
+"""One frozen base, several LoRA adapters: the roles of policy, reference, reward and value in one model.
+
+Switching writes two private fields of PEFT's LoRA layers and nothing else. PEFT's own ``set_adapter`` and
+``disable_adapter`` also flip ``requires_grad`` (freezing what should train, unfreezing what must not) and silently
+unmerge; peft is therefore pinned to a minor version and the fields are tested. ``requires_grad`` is set when a role
+is added and never touched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+from torch.nn import Parameter
+from transformers import PreTrainedModel
+
+from rlhf_pipeline.config import LoraSection
+from rlhf_pipeline.errors import ArtifactError, ModelError
+from rlhf_pipeline.models import lora_config
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_HEADS = ("score", "classifier")
+"""What PEFT saves beside a SEQ_CLS adapter; the reward's head is read on its own."""
+
+
+@dataclass
+class _Role:
+    parameters: dict[str, Parameter]  # PEFT's names without the adapter's
+    trainable: bool
+    head: nn.Linear | None = None
+
+
+class Roles:
+    """Adapters by name on one base. At rest no adapter is active; inside :meth:`use` exactly one is.
+
+    Dropout is off everywhere: with it the first ratio of PPO would not be 1.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        """Freeze the base. It must not carry adapters yet."""
+        assert not any(isinstance(m, LoraLayer) for m in base.modules()), "the base has LoRA layers already"
+        self.base = base
+        self.base.requires_grad_(False)
+        self.base.train(False)
+        self._base_tensors = {**dict(base.named_parameters()), **dict(base.named_buffers())}
+        self._model: PeftModel | None = None
+        self._layers: list[LoraLayer] = []
+        self._roles: dict[str, _Role] = {}
+        self._active: str | None = None
+        self._in_use = False
+
+    def add(
+        self,
+        name: str,
+        *,
+        folder: Path | None = None,
+        copy_of: str | None = None,
+        lora: LoraSection | None = None,
+        trainable: bool = False,
+    ) -> None:
+        """Add a role: from an adapter's folder, as a copy of another role (head included), or fresh (B = 0: the base).
+
+        Args:
+            folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``; score weights in it are left out
+                (see :meth:`set_head`).
+            lora: shape of a fresh adapter; its A is drawn from torch's global generator.
+            trainable: whether its parameters (and head) have ``requires_grad``, from now on.
+
+        Raises:
+            ArtifactError: the folder is no LoRA adapter, or its tensors are not those that this base would have.
+            ModelError: a fresh adapter finds none of its layers in the base.
+        """
+        if self._in_use or name in self._roles or sum(x is not None for x in (folder, copy_of, lora)) != 1:
+            raise ValueError(f"role {name!r}: add it once, outside of use(), from one of folder, copy_of, lora")
+        if folder is not None:
+            config, state = _read_adapter(folder)
+        elif copy_of is not None:
+            config, state = self._config(copy_of), self._state(copy_of)
+        else:
+            assert lora is not None
+            config, state = lora_config(lora, task="CAUSAL_LM"), None
+        self._inject(name, config, folder)
+        if state is not None:
+            self._load(name, state, str(folder or copy_of))
+        self._roles[name] = _Role(self._named(name), trainable)
+        if copy_of is not None and (head := self._roles[copy_of].head) is not None:
+            self.set_head(name, head.weight, cast(Tensor, head.bias))
+        self._restore()
+
+    def set_head(self, name: str, weight: Tensor, bias: Tensor | float = 0.0) -> None:
+        """Give a role a scalar head on the backbone's last hidden state, in float32: weight ``(1, hidden)``."""
+        role = self._roles[name]
+        role.head = nn.Linear(weight.shape[1], 1, device=self.base.device, dtype=torch.float32)
+        role.head.requires_grad_(role.trainable)
+        with torch.no_grad():
+            role.head.weight.copy_(weight)
+            role.head.bias.copy_(torch.as_tensor(bias).reshape(1))
+
+    def head(self, name: str, hidden: Tensor) -> Tensor:
+        """The role's scalar for each hidden state: ``(…, hidden)`` of any dtype → ``(…,)`` in float32."""
+        head = self._roles[name].head
+        assert head is not None, f"role {name!r} has no head"
+        return cast(Tensor, head(hidden.to(torch.float32))).squeeze(-1)
+
+    @contextmanager
+    def use(self, name: str | None) -> Iterator[PreTrainedModel]:
+        """The base with this role's adapter at work (None: the bare base); do not nest.
+
+        Under gradient checkpointing finish the backward pass inside: layers are computed again with what is active
+        then.
+        """
+        if self._in_use:
+            raise RuntimeError(f"role {self._active!r} is in use; switching now would mix two roles in one pass")
+        if name is not None and name not in self._roles:
+            raise KeyError(f"no role {name!r}; there are {', '.join(self._roles)}")
+        if any(layer.merged for layer in self._layers):
+            raise RuntimeError("an adapter is merged into the base; every other role would run on changed weights")
+        self._in_use = True
+        self._switch(name)
+        try:
+            yield self.base
+        finally:
+            self._switch(None)
+            self._in_use = False
+
+    def parameters(self, name: str) -> list[Parameter]:
+        """The role's tensors, head last, always in one order."""
+        return list(self.named_parameters(name).values())
+
+    def named_parameters(self, name: str) -> dict[str, Parameter]:
+        """The same by name; the head's are ``head.weight`` and ``head.bias``."""
+        role = self._roles[name]
+        head = {} if role.head is None else {f"head.{key}": value for key, value in role.head.named_parameters()}
+        return {**role.parameters, **head}
+
+    def save(self, name: str, folder: Path, *, model_name: str | None = None) -> None:
+        """Write the adapter (not its head) so that ``PeftModel.from_pretrained`` can read it.
+
+        Args:
+            model_name: what ``base_model_name_or_path`` shall say: a name that means something on another machine.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self._state(name).items()}
+        # By way of bytes: safetensors' own files are readable by their owner alone, whatever the umask.
+        (folder / WEIGHTS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
+        values = {**self._config(name).to_dict(), "inference_mode": True, "base_model_name_or_path": model_name}
+        text = json.dumps(values, indent=2, sort_keys=True, default=sorted)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+    def fingerprint(self, name: str | None) -> str:
+        """sha256 over a role's tensors with its head, or over the base's for None: equal bits, equal fingerprint."""
+        tensors: dict[str, Tensor] = dict(self._base_tensors) if name is None else dict(self.named_parameters(name))
+        digest = hashlib.sha256()
+        for key in sorted(tensors):
+            value = tensors[key].detach().cpu().contiguous()
+            digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _inject(self, name: str, config: LoraConfig, folder: Path | None) -> None:
+        values = {"task_type": "CAUSAL_LM", "modules_to_save": None, "lora_dropout": 0.0, "inference_mode": False}
+        config = LoraConfig(**{**config.to_dict(), **values})
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT tells what it has corrected by itself
+                if self._model is None:
+                    self._model = PeftModel(self.base, config, adapter_name=name)
+                else:
+                    self._model.add_adapter(name, config)
+        except ValueError as error:  # no such layers, or not of a kind that can have an adapter
+            if folder is not None:
+                raise ArtifactError(f"the adapter does not fit this base model: {error}", where=str(folder)) from None
+            raise ModelError(f"the base model cannot have this adapter: {error}", where="lora.targets") from None
+        self._layers = [m for m in self.base.modules() if isinstance(m, LoraLayer)]
+
+    def _config(self, name: str) -> LoraConfig:
+        """As PEFT resolved it on this base: ``all-linear`` has become the layers' names."""
+        assert self._model is not None
+        return cast(LoraConfig, self._model.peft_config[name])
+
+    def _load(self, name: str, state: dict[str, Tensor], source: str) -> None:
+        assert self._model is not None
+        wanted = set(self._state(name))
+        if wanted != set(state):
+            missing, unknown = sorted(wanted - set(state)), sorted(set(state) - wanted)
+            raise ArtifactError(
+                "the adapter does not fit this base model",
+                where=source,
+                details=[f"missing: {key}" for key in missing[:3]] + [f"unknown: {key}" for key in unknown[:3]],
+                advice="use the base model that it was trained on",
+            )
+        try:
+            set_peft_model_state_dict(self._model, state, adapter_name=name)
+        except RuntimeError as error:  # shapes differ
+            raise ArtifactError(f"the adapter does not fit this base model: {error}", where=source) from None
+
+    def _restore(self) -> None:
+        """Undo what PEFT does to ``requires_grad``, modes and the active adapter when one is added."""
+        for parameter in self.base.parameters():
+            parameter.requires_grad_(False)
+        for role in self._roles.values():
+            for parameter in role.parameters.values():
+                parameter.requires_grad_(role.trainable)
+        self.base.train(False)
+        self._switch(None)
+
+    def _switch(self, name: str | None) -> None:
+        for layer in self._layers:
+            layer._disable_adapters = name is None
+            layer._active_adapter = [] if name is None else [name]
+        self._active = name
+
+    def _state(self, name: str) -> dict[str, Tensor]:
+        """The adapter's tensors under PEFT's file names (without the adapter's own name)."""
+        state = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
+        return cast(dict[str, Tensor], state)
+
+    def _named(self, name: str) -> dict[str, Parameter]:
+        mark = f".{name}."
+        found = {k: p for k, p in self.base.named_parameters() if "lora_" in k and mark in f"{k}."}
+        return {key.replace(mark, ".").removesuffix(f".{name}"): found[key] for key in sorted(found)}
+
+
+def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Configuration and tensors of a PEFT folder, without a score head."""
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        state = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ArtifactError(f"not a LoRA adapter: {error}", where=str(folder)) from None
+    if not isinstance(config, LoraConfig):
+        raise ArtifactError(f"a LoRA adapter is wanted, found {config.peft_type}", where=str(folder))
+    heads = tuple(f"base_model.model.{head}." for head in _HEADS)
+    return config, {key: value for key, value in state.items() if not key.startswith(heads)}

@@ -1,0 +1,240 @@
+"""Roles on one base: what PEFT would do wrong (ppo_spec 2.3), each as a test, and adapters that survive saving."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from rlhf_pipeline.config import LoraSection
+from rlhf_pipeline.errors import ArtifactError, ModelError
+from rlhf_pipeline.logprobs import last_hidden, pad_sequences, response_hidden, response_logprobs
+from rlhf_pipeline.models import read_score_head
+from rlhf_pipeline.roles import Roles
+from tests.rlhf_pipeline.test_generation import CONFIGS, tiny
+
+LORA = LoraSection(rank=4, alpha=8, dropout=0.3)
+BATCH = pad_sequences([[5, 6, 7], [8]], [[3, 2], [20, 21, 22, 2]], pad_id=0)
+
+
+def scramble(roles: Roles, name: str, seed: int = 1) -> None:
+    """Fresh adapters are the base (B = 0): give each its own weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in roles.parameters(name):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def four(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Roles:
+    """Reference, policy, reward and value as PPO has them."""
+    roles = Roles(tiny(architecture).to(dtype))
+    hidden = roles.base.config.hidden_size
+    for seed, (frozen, trained) in enumerate([("reference", "policy"), ("reward", "value")]):
+        roles.add(frozen, lora=LORA)
+        if frozen == "reward":
+            roles.set_head("reward", torch.zeros(1, hidden))
+        scramble(roles, frozen, seed)
+        roles.add(trained, copy_of=frozen, trainable=True)
+    return roles
+
+
+def outputs(roles: Roles, name: str | None) -> Tensor:
+    with torch.no_grad(), roles.use(name) as model:
+        return response_logprobs(model, BATCH)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_each_role_is_its_adapter_alone(architecture: str, tmp_path: Path) -> None:
+    """Against a model that has this one adapter, read by PEFT itself."""
+    roles = four(architecture)
+    for index, name in enumerate(("policy", "value")):
+        scramble(roles, name, 10 + index)
+    for name in ("reference", "policy", "reward", "value"):
+        roles.save(name, tmp_path / name, model_name="some/model")
+        alone = PeftModel.from_pretrained(tiny(architecture), tmp_path / name).eval()
+        with torch.no_grad():
+            expected = response_logprobs(alone.get_base_model(), BATCH)
+        assert torch.equal(outputs(roles, name), expected)
+        again = Roles(tiny(architecture))
+        again.add("x", folder=tmp_path / name)
+        assert torch.equal(outputs(again, "x"), expected)
+    assert torch.equal(outputs(roles, None), outputs(Roles(tiny(architecture)), None))
+    assert len({outputs(roles, name).sum().item() for name in (None, "reference", "policy", "reward", "value")}) == 5
+
+
+def test_copies_start_equal_and_fresh_adapters_are_the_base() -> None:
+    roles = four()
+    assert torch.equal(outputs(roles, "policy"), outputs(roles, "reference"))  # KL(policy‖reference) is exactly 0
+    assert torch.equal(roles.named_parameters("value")["head.weight"], roles.named_parameters("reward")["head.weight"])
+    roles.add("new", lora=LORA)
+    assert torch.equal(outputs(roles, "new"), outputs(roles, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_one_role_moves_no_other_bit(dtype: torch.dtype) -> None:
+    roles = four(dtype=dtype)
+    names = [None, "reference", "policy", "reward", "value"]
+    before = {name: roles.fingerprint(name) for name in names}
+    seen = {name: outputs(roles, name) for name in names}
+    for name in ("policy", "value"):
+        fit = torch.optim.AdamW(roles.parameters(name), lr=0.01)
+        for _ in range(3):
+            fit.zero_grad()
+            with roles.use(name) as model:
+                loss = response_logprobs(model, BATCH).sum()
+                if name == "value":
+                    loss = roles.head("value", response_hidden(model, BATCH)).square().sum()
+                loss.backward()
+            fit.step()
+    changed = {name for name in names if roles.fingerprint(name) != before[name]}
+    assert changed == {"policy", "value"}
+    for name in names:
+        assert torch.equal(outputs(roles, name), seen[name]) == (name not in changed)
+    assert all(p.dtype == torch.float32 for name in names[1:] for p in roles.parameters(str(name)))
+
+
+def test_every_trainable_tensor_gets_a_gradient_and_no_other_has_one() -> None:
+    roles = four()
+    for name in ("policy", "value"):  # one after the other, as PPO does in each minibatch
+        with roles.use(name) as model:
+            if name == "policy":
+                response_logprobs(model, BATCH).sum().backward()
+            else:
+                roles.head("value", response_hidden(model, BATCH)).sum().backward()
+    for name in ("policy", "value"):
+        bare = [k for k, p in roles.named_parameters(name).items() if p.grad is None or p.grad.abs().sum() == 0]
+        assert bare == []
+    trained = {id(p) for name in ("policy", "value") for p in roles.parameters(name)}
+    assert all(p.grad is None for p in roles.base.parameters() if id(p) not in trained)
+    assert all(p.grad is None for p in roles.parameters("reward"))
+
+
+def test_a_gradient_survives_a_switch_before_backward() -> None:
+    """With PEFT's set_adapter all of these would silently be None."""
+    roles = four()
+    with roles.use("policy") as model:
+        loss = response_logprobs(model, BATCH).sum()
+    outputs(roles, "value")
+    loss.backward()
+    late = [p.grad.clone() for p in roles.parameters("policy")]
+    for parameter in roles.parameters("policy"):
+        parameter.grad = None
+    with roles.use("policy") as model:
+        response_logprobs(model, BATCH).sum().backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(late, roles.parameters("policy"), strict=True))
+    assert len(late) == 28
+
+
+def test_switching_changes_no_requires_grad_and_nothing_is_in_training_mode() -> None:
+    roles = four()
+    expected = {name: name in ("policy", "value") for name in ("reference", "policy", "reward", "value")}
+
+    def flags() -> dict[str, set[bool]]:
+        return {name: {p.requires_grad for p in roles.parameters(name)} for name in expected}
+
+    assert flags() == {name: {flag} for name, flag in expected.items()}
+    for name in (None, *expected):
+        outputs(roles, name)
+        assert flags() == {name: {flag} for name, flag in expected.items()}
+    roles.add("later", copy_of="policy")  # PEFT freezes or unfreezes others when it adds one
+    assert flags() == {name: {flag} for name, flag in expected.items()}
+    assert not any(p.requires_grad for k, p in roles.base.named_parameters() if "lora_" not in k)
+    assert not any(module.training for module in roles.base.modules())
+
+
+def test_dropout_is_off_even_in_training_mode() -> None:
+    roles = four()
+    roles.base.train()
+    assert torch.equal(outputs(roles, "policy"), outputs(roles, "policy"))
+
+
+def test_misuse_is_refused() -> None:
+    roles = four()
+    with roles.use("policy"), pytest.raises(RuntimeError, match="'policy' is in use"), roles.use("value"):
+        pass
+    with pytest.raises(KeyError, match="no role 'critic'; there are reference, policy"), roles.use("critic"):
+        pass
+    with pytest.raises(ValueError, match="add it once"):
+        roles.add("policy", lora=LORA)
+    with pytest.raises(ZeroDivisionError), roles.use("policy"):
+        raise ZeroDivisionError
+    assert torch.equal(outputs(roles, None), outputs(Roles(tiny("llama")), None))  # an error leaves no adapter active
+    next(layer for layer in roles._layers).merge(adapter_names=["policy"])
+    with pytest.raises(RuntimeError, match="merged"), roles.use("reference"):
+        pass
+
+
+def test_a_reward_adapter_of_peft_is_read_without_its_head(tmp_path: Path) -> None:
+    """SEQ_CLS, as TRL's trainer saves it: same hidden states and same scores from the causal model's base."""
+    import transformers
+
+    causal = tiny("llama")
+    classifier = transformers.LlamaForSequenceClassification(causal.config)
+    classifier.config.num_labels = 1
+    classifier.score = torch.nn.Linear(32, 1, bias=False)
+    classifier.model.load_state_dict(causal.model.state_dict())
+    config = LoraConfig(
+        r=3, target_modules="all-linear", task_type="SEQ_CLS", lora_dropout=0.2, init_lora_weights=False
+    )
+    peft = get_peft_model(classifier, config).eval()
+    peft.save_pretrained(tmp_path)
+    roles = Roles(causal)
+    roles.add("reward", folder=tmp_path)
+    roles.set_head("reward", read_score_head(tmp_path))
+    with torch.no_grad(), roles.use("reward") as model:
+        scores = roles.head("reward", last_hidden(model, BATCH))
+    for row in range(2):
+        length = int(BATCH.prompt_lengths[row] + BATCH.response_mask[row].sum())
+        with torch.no_grad():
+            expected = peft(input_ids=BATCH.ids[row : row + 1, :length]).logits.item()
+        assert scores[row].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_saved_adapters_say_where_they_belong_and_follow_the_umask(tmp_path: Path) -> None:
+    roles = four()
+    before = os.umask(0o027)
+    try:
+        roles.save("policy", tmp_path / "adapter", model_name="org/model")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "adapter").iterdir()}
+    assert modes == {"adapter_model.safetensors": 0o640, "adapter_config.json": 0o640}
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/model"
+    assert config["task_type"] == "CAUSAL_LM"
+    assert config["inference_mode"] is True
+    assert config["lora_dropout"] == 0
+    assert str(tmp_path) not in json.dumps(config)
+
+
+def test_foreign_and_broken_adapters_are_refused(tmp_path: Path) -> None:
+    four("qwen3").save("policy", tmp_path / "qwen")
+    with pytest.raises(ArtifactError, match="does not fit this base"):
+        Roles(tiny("gpt2")).add("policy", folder=tmp_path / "qwen")
+    with pytest.raises(ArtifactError, match="not a LoRA adapter"):
+        Roles(tiny("llama")).add("policy", folder=tmp_path / "nothing")
+    with pytest.raises(ModelError, match=r"lora.targets: .*q_prj"):
+        Roles(tiny("llama")).add("policy", lora=LoraSection(targets=["q_prj"]))
+    weights = tmp_path / "qwen" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="not a LoRA adapter"):
+        Roles(tiny("qwen3")).add("policy", folder=tmp_path / "qwen")
+
+
+def test_a_fingerprint_sees_one_bit() -> None:
+    roles = four()
+    for name in (None, "reward"):
+        before = roles.fingerprint(name)
+        tensor = next(iter(roles.base.parameters())) if name is None else roles.parameters(name)[-1]
+        with torch.no_grad():
+            tensor.view(torch.int32).flatten()[0] ^= 1
+        assert roles.fingerprint(name) != before
+        with torch.no_grad():
+            tensor.view(torch.int32).flatten()[0] ^= 1
+        assert roles.fingerprint(name) == before
