@@ -24,7 +24,7 @@ from rlhf_pipeline.store_people import People
 from rlhf_pipeline.store_records import Answer, Assignment, JudgementRow, NewTask, Progress, Round, Submitted, TaskRow
 from rlhf_pipeline.store_reports import assignments_by_id, judgements_of, progress_of, tasks_of
 from rlhf_pipeline.store_tables import assignment, event, guideline, judgement, round_, task
-from rlhf_pipeline.store_tasks import add_tasks, chunks, expire, lease, recount
+from rlhf_pipeline.store_tasks import add_tasks, chunks, lease, recount
 
 
 class JudgementStore:
@@ -249,11 +249,9 @@ class JudgementStore:
             return judgements_of(connection, round_id, user_id)[::-1]
 
     def progress(self, round_id: int, now: int | None = None) -> Progress:
-        """How far a round is, with leases that have run out returned."""
-        with self.database.write() as connection:
-            expire(connection, round_id, now_ms() if now is None else now)
+        """How far a round is; leases that have run out do not count as held."""
         with self.database.read() as connection:
-            return progress_of(connection, round_id)
+            return progress_of(connection, round_id, now_ms() if now is None else now)
 
 
 def _log(

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Label, case, func, select
+from sqlalchemy import ColumnElement, Connection, Label, and_, case, func, select
 
 from rlhf_pipeline.records import Prompt, messages_from_json
 from rlhf_pipeline.store_records import Assignment, JudgementRow, Progress, StoredResponse, TaskRow
@@ -131,14 +131,16 @@ def judgements_of(connection: Connection, round_id: int, user_id: int | None = N
     ]
 
 
-def progress_of(connection: Connection, round_id: int) -> Progress:
+def progress_of(connection: Connection, round_id: int, now: int) -> Progress:
     """How far a round is, from its open tasks and their assignments."""
 
-    def number(state: str) -> Label[Any]:
-        return func.coalesce(func.sum(case((assignment.c.state == state, 1), else_=0)), 0).label(state)
+    def number(state: str, *also: ColumnElement[bool]) -> Label[Any]:
+        is_so = and_(assignment.c.state == state, *also)
+        return func.coalesce(func.sum(case((is_so, 1), else_=0)), 0).label(state)
 
+    live = assignment.c.lease_until >= now
     query = (
-        select(task.c.needed, number("done"), number("skipped"), number("leased"))
+        select(task.c.needed, number("done"), number("skipped"), number("leased", live))
         .outerjoin(assignment, (assignment.c.task_id == task.c.id) & (assignment.c.purpose == "judge"))
         .where(task.c.round_id == round_id, task.c.state == "open")
         .group_by(task.c.id, task.c.needed)

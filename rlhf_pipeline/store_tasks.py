@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from rlhf_pipeline.records import Message
 from rlhf_pipeline.store_records import NewTask, text_digest
-from rlhf_pipeline.store_tables import assignment, event, prompt, response, round_, task, task_response
+from rlhf_pipeline.store_tables import assignment, event, prompt, response, round_, task, task_response, user
 
 T = TypeVar("T")
 TASK_GIVEN = ("leased", "done", "skipped")
@@ -230,10 +230,12 @@ def _choose_orders(
     """Sides by lot, balanced: first over the people who see a task, then over the tasks that a person sees."""
     if not task_ids:
         return {}
+    name = connection.execute(select(user.c.name).where(user.c.id == user_id)).scalar_one()
     sizes = connection.execute(
-        select(task_response.c.task_id, func.count())
-        .where(task_response.c.task_id.in_(task_ids))
-        .group_by(task_response.c.task_id)
+        select(task.c.id, task.c.digest, func.count())
+        .join(task_response, task_response.c.task_id == task.c.id)
+        .where(task.c.id.in_(task_ids))
+        .group_by(task.c.id, task.c.digest)
     ).all()
     on_task: dict[int, Counter[str]] = defaultdict(Counter)
     shown = select(assignment.c.task_id, assignment.c.shown_order).where(assignment.c.task_id.in_(task_ids))
@@ -248,10 +250,11 @@ def _choose_orders(
     )
     for order, count in connection.execute(of_user):
         by_person[order] = count
-    k_of = {int(id_): int(k) for id_, k in sizes}
+    known = {int(id_): (digest, int(k)) for id_, digest, k in sizes}
     orders = {}
     for id_ in task_ids:
-        lot = random.Random(f"{seed}:{id_}:{user_id}").sample(range(k_of[id_]), k_of[id_])
+        digest, k = known[id_]
+        lot = random.Random(f"{seed}:{digest}:{name}").sample(range(k), k)  # by content: the same in every store
         options = [json.dumps(lot), json.dumps(lot[::-1])]
         best = min(options, key=lambda order: (on_task[id_][order], by_person[order]))
         by_person[best] += 1

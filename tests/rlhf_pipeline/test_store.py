@@ -105,7 +105,8 @@ def test_a_lease_that_ran_out_returns_and_late_work_is_kept(store: JudgementStor
 def test_a_lease_that_ran_out_is_taken_up_again_with_the_same_sides(store: JudgementStore) -> None:
     round_id, ann = round_of(store, 1, lease_seconds=60), store.user("ann")
     [held] = store.lease(round_id, ann, 1, now=0)
-    store.progress(round_id, now=100 * SECOND)
+    assert store.progress(round_id, now=100 * SECOND).leased == 0
+    assert store.lease(round_id, store.user("bob"), 0, now=100 * SECOND) == []
     [again] = store.lease(round_id, ann, 1, now=101 * SECOND)
     assert (again.id, again.responses) == (held.id, held.responses)
 

@@ -1,0 +1,343 @@
+"""Collect judgements of response pairs and export them as preferences.
+
+Reads the sampled responses (or ready-made preferences), fills the judgement store with pairs, and writes
+``preferences.jsonl`` once enough has been judged. Who judges is ``collect.judges``: people in the browser, the
+simulated annotators, or those who made an imported data set; all go through the same store. The store outlives the
+stage: what was judged is never deleted, and an interrupted run goes on where it stopped.
+
+    rlhf run CONFIG collect
+    rlhf annotate RUN
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rlhf_pipeline.config import Section
+from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
+from stages.job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlhf_pipeline.artifacts import Artifact
+    from rlhf_pipeline.records import Preference, ResponseSet
+    from rlhf_pipeline.store import JudgementStore
+    from rlhf_pipeline.store_records import Answer, Assignment, NewTask
+    from stages.settings import Settings
+
+_BATCH = 64  # judgements of a simulated annotator in one transaction
+_IMPORT_BATCH = 500
+_UNREADABLE = -1.0  # the gold judge cannot read it: no person would like it either
+
+GUIDELINES = """\
+Read the whole conversation, then both responses. Choose the one you would rather have received.
+
+- **Helpful** – it does what was asked, and nothing beside the point.
+- **True** – a wrong answer is worse than a short one. Check what you can.
+- **Safe** – refusing harm is right; refusing a harmless wish is not.
+- **Kind and clear** – warm without flattery, no longer than it needs to be, and it comes to an end.
+
+Length is no merit by itself, and neither is the side on which a response stands.
+Press **Tie** when you would not mind which one you got, **Skip** when you cannot judge.
+"""
+
+
+class Config(Section):
+    """Who judges, and how much."""
+
+    judges: Literal["people", "simulated", "imported"] = "people"
+    """``people`` judge in the browser, ``simulated`` annotators judge by the pocket model's gold judge,
+    ``imported`` takes the judgements of ``data.preferences``."""
+    pairs_per_prompt: int = Field(2, ge=1)
+    """Pairs of different responses to one prompt; raising it gives more judgements of the same prompts."""
+    max_pairs: int | None = Field(None, ge=1)
+    """At most so many pairs, spread over the prompts; null takes all."""
+    overlap: int = Field(1, ge=1)
+    """Different people who judge each pair; from 2 on their agreement is reported."""
+    lease_minutes: int = Field(30, ge=1)
+    """Minutes after which a pair that somebody took and did not judge goes to others."""
+    guidelines: str | None = None
+    """Markdown file with what the annotators are told; null is a general text on preferring the better response."""
+    store: str | None = None
+    """Where judgements are kept: a file or ``postgresql+psycopg://USER@HOST/DATABASE`` (the password in PGPASSWORD);
+    null is ``judgements.db`` in the run folder."""
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Fill the store, see that the pairs get judged, export.
+
+    Raises:
+        WaitingForPeople: judgements are still needed.
+        StoreError: the store cannot be used.
+    """
+    from rlhf_pipeline.aggregate import aggregate
+    from rlhf_pipeline.records import write_jsonl
+    from rlhf_pipeline.store import JudgementStore
+
+    config: Config = job.config
+    url = store_url(config, job.run_folder)
+    store = JudgementStore.open(url)
+    try:
+        if config.judges == "imported":
+            round_id = _import(job, store)
+        else:
+            round_id = _open_round(store, job.settings, _sampled(job), config.judges)
+        if config.judges == "simulated":
+            _simulate(job, store, round_id)
+        if config.judges == "people":
+            _wait_for_people(job, store, round_id)
+        preferences, summary = aggregate(store.tasks(round_id), store.judgements(round_id), source=config.judges)
+    finally:
+        store.close()
+    if not preferences:
+        raise DataError(
+            f"no preference came of {summary.judgements} judgements: {summary.ties} pairs came out even, "
+            f"{summary.skipped} were skipped",
+            where=url,
+            advice="judge more pairs: raise collect.pairs_per_prompt or sample.prompts",
+        )
+    write_jsonl(job.folder / "preferences.jsonl", (p.to_json() for p in preferences))
+    agreement = "" if summary.agreement is None else f", agreement {summary.agreement:.0%}"
+    job.say(
+        f"{summary.judgements:,} judgements by {summary.annotators} of {summary.pairs:,} pairs → "
+        f"{summary.preferences:,} preferences, {summary.ties:,} ties{agreement}"
+    )
+    return summary.to_json()
+
+
+def store_url(config: Config, run_folder: Path) -> str:
+    """Where the judgements of a run are kept."""
+    return config.store or str(run_folder / "judgements.db")
+
+
+def open_for_people(settings: Settings, run_folder: Path) -> int:
+    """The id of the round in which people judge this run's sampled responses, whoever judges them otherwise.
+
+    Raises:
+        UsageError: nothing has been sampled yet.
+        StoreError: the store cannot be used.
+    """
+    from rlhf_pipeline.artifacts import open_artifact
+    from rlhf_pipeline.store import JudgementStore
+
+    folder = run_folder / "sample"
+    if not folder.is_dir():
+        raise UsageError(
+            "there is nothing to judge yet: no responses have been sampled",
+            where=str(folder),
+            advice=f"rlhf run {run_folder} sample",
+        )
+    store = JudgementStore.open(store_url(settings.collect, run_folder))
+    try:
+        return _open_round(store, settings, open_artifact(folder), "people")
+    finally:
+        store.close()
+
+
+def pair_tasks(sets: Iterable[ResponseSet], config: Config, *, seed: int, sampler: str = "") -> list[NewTask]:
+    """Pairs of distinct responses, drawn per prompt so that every response appears before one appears twice.
+
+    With ``max_pairs`` every prompt keeps its first pair before any keeps its second.
+    """
+    from rlhf_pipeline.store_records import NewResponse, NewTask
+
+    ranked: list[tuple[int, int, NewTask]] = []
+    for number, item in enumerate(sets):
+        distinct = list({r.text: r for r in reversed(item.responses)}.values())[::-1]
+        lot = random.Random(f"{seed}:{item.prompt.id}")
+        pairs = list(combinations(distinct, 2))
+        lot.shuffle(pairs)
+        used: dict[str, int] = defaultdict(int)
+        for rank in range(min(config.pairs_per_prompt, len(pairs))):
+            pair = min(pairs, key=lambda p: used[p[0].text] + used[p[1].text])
+            pairs.remove(pair)
+            for response in pair:
+                used[response.text] += 1
+            responses = tuple(NewResponse(r.text, "eos" if r.ended else "length", sampler) for r in pair)
+            ranked.append((rank, number, NewTask(item.prompt, responses)))
+    kept = sorted(ranked, key=lambda row: row[:2])[: config.max_pairs]
+    return [task for _, _, task in sorted(kept, key=lambda row: (row[1], row[0]))]
+
+
+def _sampled(job: Job) -> Artifact:
+    if "sample" not in job.inputs:
+        raise ConfigError(
+            f"collect.judges is {job.config.judges}, but this run samples no responses",
+            where="run.stages",
+            advice="add sample to run.stages, or set collect.judges: imported and data.preferences",
+        )
+    return job.inputs["sample"]
+
+
+def _open_round(store: JudgementStore, settings: Settings, sampled: Artifact, judges: str) -> int:
+    """The round over these responses, with its tasks and guidelines as the configuration has them now."""
+    from rlhf_pipeline.records import ResponseSet, read_jsonl
+
+    config = settings.collect
+    sets = [ResponseSet.from_json(row) for row in read_jsonl(sampled.folder / "responses.jsonl")]
+    # By content: responses sampled again and found the same keep what was judged of them.
+    source = _digest([[s.prompt.id, [r.text for r in s.responses]] for s in sets])
+    tasks = pair_tasks(sets, config, seed=settings.run.seed, sampler=sampled.digest)
+    if not tasks:
+        raise DataError(
+            f"there is no pair to judge: the responses to each of the {len(sets)} prompts are all the same",
+            advice="raise sample.temperature or sample.responses",
+        )
+    # Simulated judges draw lots: another seed is another panel. People's work is kept whatever the seed.
+    round_id = store.open_round(
+        judges,
+        overlap=config.overlap,
+        seed=settings.run.seed,
+        source_digest=_digest([source, settings.run.seed]) if judges == "simulated" else source,
+        lease_seconds=config.lease_minutes * 60,
+    )
+    store.add_tasks(round_id, tasks)
+    store.retire_tasks(round_id, {task.digest for task in tasks})
+    store.set_guidelines(round_id, _guidelines(config))
+    return round_id
+
+
+def _guidelines(config: Config) -> str:
+    if config.guidelines is None:
+        return GUIDELINES
+    try:
+        return Path(config.guidelines).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the file cannot be read: {error}", where="collect.guidelines") from error
+
+
+def _wait_for_people(job: Job, store: JudgementStore, round_id: int) -> None:
+    progress = store.progress(round_id)
+    if not progress.remaining:
+        return
+    done = progress.wanted - progress.remaining
+    raise WaitingForPeople(
+        f"{progress.remaining:,} of {progress.wanted:,} judgements are still needed "
+        f"({done:,} made, by {len(progress.annotators)} people)",
+        advice=f"rlhf annotate {job.run_folder}    then    rlhf run {job.run_folder}",
+    )
+
+
+def _simulate(job: Job, store: JudgementStore, round_id: int) -> None:
+    """The panel judges what is open, in turn and by batches; an interrupted batch is done again by the same judge."""
+    from rlhf_pipeline.pocket.annotators import PANEL
+
+    config: Config = job.config
+    if config.overlap > len(PANEL):
+        raise ConfigError(
+            f"{config.overlap} different people are wanted for each pair, the panel has {len(PANEL)}",
+            where="collect.overlap",
+            advice=f"--set collect.overlap={len(PANEL)}",
+        )
+    users = [store.user(annotator.name, "simulated") for annotator in PANEL]
+    progress = store.progress(round_id)
+    scores: dict[tuple[str, str], float] = {}
+    with job.track("judging", progress.wanted) as advance:
+        advance(progress.judgements)
+        turn, idle = _turn(progress.judgements, progress.tasks, config.overlap), 0
+        while idle < len(PANEL):
+            annotator, user_id = PANEL[turn % len(PANEL)], users[turn % len(PANEL)]
+            held = store.lease(round_id, user_id, _BATCH)
+            answers = [_simulated_answer(job, annotator, given, scores) for given in held]
+            if answers:
+                store.submit_many(user_id, answers)
+            advance(len(answers))
+            idle = 0 if held else idle + 1
+            turn += 1
+
+
+def _turn(judgements: int, tasks: int, overlap: int) -> int:
+    """How many batches were finished when so many judgements were made: each batch of tasks takes ``overlap`` turns."""
+    whole = judgements // (_BATCH * overlap)
+    size = min(_BATCH, tasks - whole * _BATCH)
+    return whole * overlap + ((judgements - whole * _BATCH * overlap) // size if size > 0 else 0)
+
+
+def _simulated_answer(job: Job, annotator: Any, given: Assignment, scores: dict[tuple[str, str], float]) -> Answer:
+    from rlhf_pipeline.pocket.judge import gold
+    from rlhf_pipeline.records import messages_digest
+    from rlhf_pipeline.store_records import Answer, text_digest
+
+    left, right = given.responses
+    prompt = messages_digest(given.prompt)
+    for response in (left, right):
+        if (prompt, response.text) not in scores:
+            score = gold(given.prompt, response.text, response.finish == "eos")
+            scores[prompt, response.text] = _UNREADABLE if score is None else score
+    pair = ":".join([prompt, *sorted(text_digest(r.text) for r in (left, right))])
+    choice = annotator.judge(
+        random.Random(f"{job.seed}:{annotator.name}:{pair}"),
+        scores[prompt, left.text],
+        scores[prompt, right.text],
+        len(left.text),
+        len(right.text),
+    )
+    token = f"simulated-{given.id}"
+    if choice == "tie":
+        return Answer(token, given.id, "tie")
+    return Answer(token, given.id, "response", (left if choice == "a" else right).id)
+
+
+def _import(job: Job, store: JudgementStore) -> int:
+    """Ready-made preferences as tasks and judgements of "import" users; a pair that repeats has several."""
+    from rlhf_pipeline.data import read_preferences
+    from rlhf_pipeline.store_records import NewResponse, NewTask
+
+    source = job.settings.data.preferences
+    if source is None:
+        raise ConfigError(
+            "collect.judges is imported, but there is nothing to import",
+            where="data.preferences",
+            advice="set data.preferences, e.g. {path: preferences.jsonl}",
+        )
+    loaded = read_preferences(source, system=job.settings.data.system)
+    job.say(loaded.summary())
+    same = sum(p.chosen == p.rejected for p in loaded.records)
+    if same:
+        job.say(f"{same:,} left out: chosen and rejected are the same")
+    pairs: dict[str, list[Preference]] = defaultdict(list)
+    tasks: dict[str, NewTask] = {}
+    for p in loaded.records:
+        if p.chosen != p.rejected:
+            meta = {"source": p.source, "imported": dict(p.meta)} if p.meta or p.source else {}
+            task = NewTask(p.prompt, (NewResponse(p.chosen), NewResponse(p.rejected)), meta=meta)
+            pairs[task.digest].append(p)
+            tasks.setdefault(task.digest, task)
+    digest = _digest([p.to_json() for p in loaded.records])
+    round_id = store.open_round("imported", overlap=1, seed=job.seed, source_digest=digest, lease_seconds=3600)
+    store.add_tasks(round_id, [replace(t, needed=len(pairs[d])) for d, t in tasks.items()])
+    digests = {task.id: task.digest for task in store.tasks(round_id)}
+    with job.track("importing", sum(map(len, pairs.values()))) as advance:
+        advance(store.progress(round_id).judgements)
+        for copy in range(max(map(len, pairs.values()), default=0)):
+            user_id = store.user("import" if copy == 0 else f"import {copy + 1}", "import")
+            while held := store.lease(round_id, user_id, _IMPORT_BATCH):
+                answers = [_imported_answer(given, pairs[digests[given.task_id]][copy]) for given in held]
+                store.submit_many(user_id, answers)
+                advance(len(held))
+    return round_id
+
+
+def _imported_answer(given: Assignment, preference: Preference) -> Answer:
+    from rlhf_pipeline.store_records import Answer
+
+    token = f"import-{given.id}"
+    if preference.probability == 0.5:
+        return Answer(token, given.id, "tie")
+    [chosen] = [r.id for r in given.responses if r.text == preference.chosen]
+    sure = None if preference.probability == 1.0 else preference.probability
+    return Answer(token, given.id, "response", chosen, probability=sure, margin=preference.margin)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
