@@ -166,7 +166,7 @@ def test_all_unusable_rows_are_named_at_once(tmp_path: Path) -> None:
     error = caught.value
     assert "30 of 32 rows cannot be used" in str(error)
     assert len(error.details) == 21
-    assert error.details[0] == f"{given.path}:2: wrong type: chosen is a number, wanted text"
+    assert error.details[0] == f"{given.path}:2: wrong type: chosen is a number, wanted text or messages"
     assert error.details[-1] == f"… and 10 more, all in {tmp_path / 'new' / 'bad_rows.txt'}"
     assert error.advice is not None
     assert "on_bad_rows: drop" in error.advice
