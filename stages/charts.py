@@ -1,0 +1,336 @@
+"""Inline SVG for the report: lines, points, intervals and the chain.
+
+Colours come from the page's CSS classes, so that one picture serves light, dark and print. Every text is escaped; every
+picture has a title and a description in words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+Point = tuple[float, float]
+
+_WIDTH, _HEIGHT = 440, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 14, 40
+_MOST_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points in order of x, drawn in the colour of CSS class ``c-COLOUR``."""
+
+    name: str
+    colour: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval: a row of :func:`interval_plot`."""
+
+    name: str
+    colour: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """A box of the chain: its name, its state (a CSS class too), two short lines, and all there is to say in words."""
+
+    name: str
+    state: str
+    lines: tuple[str, str]
+    detail: str
+
+
+def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str, step: str = "step") -> Markup:
+    """Curves over training; more than 60 points are drawn faintly, with their running mean on top.
+
+    Args:
+        title: names the picture for those who cannot see it; the page shows it as a caption.
+        series: those without points are left out; with none left, the result is empty.
+        step: what x counts, in the description.
+    """
+    drawn = [Series(s.name, s.colour, thin(s.points)) for s in series if s.points]
+    if not drawn:
+        return Markup("")
+    frame = _Frame.around([p for s in drawn for p in s.points])
+    parts = [frame.axes(x_label, y_label)]
+    for s in drawn:
+        calm = running_mean(s.points) if len(s.points) > 60 else s.points
+        if calm is not s.points:
+            parts.append(_polyline(frame, s.points, f"line faint c-{s.colour}"))
+        parts.append(_polyline(frame, calm, f"line c-{s.colour}"))
+        if len(s.points) <= 20:
+            parts += [
+                _dot(frame, p, s.colour, f"{s.name}, {step} {_number(p[0])}: {_number(p[1])}", 3) for p in s.points
+            ]
+    words = [
+        f"{s.name}: {_number(s.points[0][1])} at {step} {_number(s.points[0][0])}, "
+        f"{_number(s.points[-1][1])} at {step} {_number(s.points[-1][0])}."
+        for s in drawn
+    ]
+    return _svg(title, " ".join(words), _WIDTH, _HEIGHT, parts)
+
+
+def scatter(
+    title: str,
+    trail: Series | None,
+    marks: Sequence[tuple[str, str, Point]],
+    *,
+    x_label: str,
+    y_label: str,
+) -> Markup:
+    """A trail of points joined in order, fading in with time, and named marks ``(name, colour, (x, y))`` on top."""
+    points = list(thin(trail.points, 120)) if trail else []
+    if not points and not marks:
+        return Markup("")
+    frame = _Frame.around([*points, *(m[2] for m in marks)])
+    parts = [frame.axes(x_label, y_label)]
+    if trail and points:
+        parts.append(_polyline(frame, points, f"line faint c-{trail.colour}"))
+        for index, p in enumerate(points):
+            opacity = 0.25 + 0.75 * (index + 1) / len(points)
+            label = f"{trail.name}, {index + 1} of {len(points)}: {_number(p[0])}, {_number(p[1])}"
+            parts.append(_dot(frame, p, trail.colour, label, 2.6, opacity))
+    for (name, colour, p), y in zip(marks, _spread([frame.y(m[2][1]) + 4 for m in marks], 14), strict=True):
+        parts.append(_dot(frame, p, colour, f"{name}: {_number(p[0])}, {_number(p[1])}", 6))
+        at_right = frame.x(p[0]) > _WIDTH - 90
+        x = frame.x(p[0]) + (-10 if at_right else 10)
+        parts.append(_text(x, y, name, f"mark c-{colour}", "end" if at_right else "start"))
+    words = [f"{name}: {x_label} {_number(p[0])}, {y_label} {_number(p[1])}." for name, _, p in marks]
+    return _svg(title, " ".join(words), _WIDTH, _HEIGHT, parts)
+
+
+def interval_plot(title: str, rows: Sequence[Interval], *, x_label: str, chance: float = 0.5) -> Markup:
+    """Shares between 0 and 100 % with their intervals, one row each, beside a line where chance would be."""
+    if not rows:
+        return Markup("")
+    left, right, row_height = 92, 58, 34
+    height = 12 + row_height * len(rows) + 40
+    bottom = height - 40
+
+    def x(share: float) -> float:
+        return left + (_WIDTH - left - right) * share
+
+    parts = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(_line(x(tick), 8, x(tick), bottom, "grid"))
+        parts.append(_text(x(tick), bottom + 16, f"{100 * tick:.0f} %", "tick", "middle"))
+    parts.append(_line(x(chance), 4, x(chance), bottom, "chance"))
+    for index, row in enumerate(rows):
+        y = 12 + row_height * (index + 0.5)
+        label = f"{row.name}: {_percent(row.value)}, 95 % interval {_percent(row.low)} to {_percent(row.high)}"
+        inside = _line(x(row.low), y, x(row.high), y, f"whisker c-{row.colour}")
+        inside += Markup('<circle cx="{:.1f}" cy="{:.1f}" r="6" class="dot c-{}"/>').format(x(row.value), y, row.colour)
+        parts.append(Markup("<g><title>{}</title>{}</g>").format(label, inside))
+        parts.append(_text(left - 12, y + 4.5, row.name, "name", "end"))
+        parts.append(_text(_WIDTH - 4, y + 4.5, _percent(row.value), "value", "end"))
+    parts.append(_text((left + _WIDTH - right) / 2, height - 6, x_label, "axis", "middle"))
+    words = [f"{r.name}: {_percent(r.value)}, 95 % interval {_percent(r.low)} to {_percent(r.high)}." for r in rows]
+    return _svg(title, " ".join(words), _WIDTH, height, parts)
+
+
+_PLACES = {
+    "base": (0, 0.5), "sft": (1, 0.5), "sample": (2, 0), "collect": (3, 0), "reward": (4, 0), "ppo": (5, 0),
+    "dpo": (5, 1), "evaluate": (6, 0.5),
+}  # fmt: skip
+_ARROWS = (
+    ("base", "sft"), ("sft", "sample"), ("sample", "collect"), ("collect", "reward"), ("reward", "ppo"),
+    ("collect", "dpo"), ("sft", "dpo"), ("sft", "ppo"), ("ppo", "evaluate"), ("dpo", "evaluate"),
+)  # fmt: skip
+
+
+def chain(title: str, nodes: Mapping[str, Node], *, upright: bool = False) -> Markup:
+    """The stages and what flows between them, from left to right, or ``upright`` from top to bottom for a phone."""
+    box = (132, 64) if upright else (122, 64)
+    pitch = (172, 96) if upright else (156, 100)  # along x and along y
+    origin = (96, 44) if upright else (71, 58)
+
+    def centre(name: str) -> Point:
+        along, across = _PLACES[name]
+        column, row = (across, along) if upright else (along, across)
+        return origin[0] + pitch[0] * column, origin[1] + pitch[1] * row
+
+    parts = [
+        Markup('<path d="{}" class="arrow"/>').format(_arrow((start, end), centre(start), centre(end), box, upright))
+        for start, end in _ARROWS
+        if start in nodes and end in nodes
+    ]
+    for name, node in nodes.items():
+        x, y = centre(name)
+        parts.append(
+            Markup('<g class="node {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="9"/>').format(
+                node.state, node.detail, x - box[0] / 2, y - box[1] / 2, *box
+            )
+        )
+        parts.append(Markup('<circle cx="{}" cy="{}" r="4" class="lamp"/>').format(x - box[0] / 2 + 14, y - 16))
+        parts.append(_text(x - box[0] / 2 + 25, y - 11.5, node.name, "name", "start"))
+        parts.append(_text(x - box[0] / 2 + 13, y + 6, node.lines[0], "small", "start"))
+        parts.append(_text(x - box[0] / 2 + 13, y + 22, node.lines[1], "small dim", "start"))
+        parts.append(Markup("</g>"))
+    width, height = (352, 44 + 96 * 6 + 44) if upright else (71 + 156 * 6 + 71, 58 + 100 + 42)
+    words = " ".join(f"{node.detail}." for node in nodes.values())
+    return _svg(title, words, width, height, parts)
+
+
+def _arrow(ends: tuple[str, str], start: Point, end: Point, box: tuple[int, int], upright: bool) -> str:
+    """The path of one arrow; drawn as if from left to right, and mirrored at the diagonal for the upright picture."""
+    (x1, y1), (x2, y2) = start, end
+    w, h = box[0] / 2, box[1] / 2
+    if upright:
+        x1, y1, x2, y2, w, h = y1, x1, y2, x2, h, w
+    tip = 3.0
+    if ends == ("sft", "ppo"):  # over the top of the stages between them
+        rail = y2 - h - 16
+        points = [("M", x1, y1 - h), ("L", x1, rail + 12), ("Q", x1, rail, x1 + 12, rail), ("L", x2 - 12, rail)]
+        points += [("Q", x2, rail, x2, rail + 12), ("L", x2, y2 - h - tip)]
+    elif ends == ("collect", "dpo"):  # down, then along
+        points = [
+            ("M", x1, y1 + h),
+            ("L", x1, y2 - 30),
+            ("Q", x1, y2 - 8, x1 + 22, y2 - 8),
+            ("L", x2 - w - tip, y2 - 8),
+        ]
+    elif ends == ("sft", "dpo"):
+        y2 += 8
+        points = [("M", x1 + w, y1 + 8), ("C", x1 + w + 24, y1 + 8, x1 + w + 10, y2, x1 + w + 46, y2)]
+        points += [("L", x2 - w - tip, y2)]
+    else:
+        middle = (x1 + x2) / 2
+        points = [("M", x1 + w, y1), ("C", middle, y1, middle, y2, x2 - w - tip, y2)]
+    return " ".join(_step(step, upright) for step in points)
+
+
+def _step(step: tuple[object, ...], upright: bool) -> str:
+    letter, *numbers = step
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    return f"{letter} " + " ".join(f"{b} {a}" if upright else f"{a} {b}" for a, b in pairs)
+
+
+def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> Sequence[Point]:
+    """At most so many points: the means of equal stretches."""
+    if len(points) <= most:
+        return points
+    edges = [round(i * len(points) / most) for i in range(most + 1)]
+    groups = [points[a:b] for a, b in itertools.pairwise(edges)]
+    return [(math.fsum(x for x, _ in g) / len(g), math.fsum(y for _, y in g) / len(g)) for g in groups]
+
+
+def running_mean(points: Sequence[Point]) -> list[Point]:
+    """Each y as the mean over a window of a tenth of the curve around it (narrower at the ends)."""
+    reach = max(1, len(points) // 20)
+    calm = []
+    for index, (x, _) in enumerate(points):
+        near = min(reach, index, len(points) - 1 - index)
+        window = points[index - near : index + near + 1]
+        calm.append((x, math.fsum(y for _, y in window) / len(window)))
+    return calm
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) that cover a range."""
+    if not high > low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * i, 12) for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A plot's area: from data to pixels."""
+
+    x_ticks: list[float]
+    y_ticks: list[float]
+
+    @staticmethod
+    def around(points: Iterable[Point]) -> _Frame:
+        xs, ys = zip(*points, strict=True)
+        return _Frame(ticks(min(xs), max(xs)), ticks(min(ys), max(ys), 4))
+
+    def x(self, value: float) -> float:
+        share = (value - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * share
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share
+
+    def axes(self, x_label: str, y_label: str) -> Markup:
+        parts = []
+        for tick in self.y_ticks:
+            parts.append(_line(_LEFT, self.y(tick), _WIDTH - _RIGHT, self.y(tick), "zero" if tick == 0 else "grid"))
+            parts.append(_text(_LEFT - 7, self.y(tick) + 4, _number(tick), "tick", "end"))
+        for tick in self.x_ticks:
+            parts.append(_text(self.x(tick), _HEIGHT - _BOTTOM + 16, _number(tick), "tick", "middle"))
+        parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "axis", "middle"))
+        middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+        turned = Markup(
+            '<text x="12" y="{0:.0f}" class="axis" text-anchor="middle" transform="rotate(-90 12 {0:.0f})">'
+        )
+        parts.append(turned.format(middle) + escape(y_label) + Markup("</text>"))
+        return Markup("").join(parts)
+
+
+def _svg(title: str, words: str, width: float, height: float, parts: Iterable[Markup]) -> Markup:
+    number = f"{zlib.crc32(f'{title}{words}{width}'.encode()):x}"  # the same picture, the same id
+    return Markup(
+        '<svg viewBox="0 0 {w:.0f} {h:.0f}" role="img" aria-labelledby="t{n} d{n}" xmlns="http://www.w3.org/2000/svg">'
+        '<title id="t{n}">{title}</title><desc id="d{n}">{words}</desc>{body}</svg>'
+    ).format(w=width, h=height, n=number, title=title, words=words, body=Markup("").join(parts))
+
+
+def _polyline(frame: _Frame, points: Sequence[Point], css: str) -> Markup:
+    places = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
+    return Markup('<polyline points="{}" class="{}"/>').format(places, css)
+
+
+def _dot(frame: _Frame, p: Point, colour: str, label: str, radius: float, opacity: float = 1.0) -> Markup:
+    return Markup(
+        '<circle cx="{:.1f}" cy="{:.1f}" r="{}" opacity="{:.2f}" class="dot c-{}"><title>{}</title></circle>'
+    ).format(frame.x(p[0]), frame.y(p[1]), radius, opacity, colour, label)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, css)
+
+
+def _text(x: float, y: float, words: str, css: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
+        x, y, css, anchor, escape(words)
+    )
+
+
+def _spread(heights: Sequence[float], apart: float) -> list[float]:
+    """Move labels down until no two are closer than ``apart``; order and everything that has room stay."""
+    placed = list(heights)
+    order = sorted(range(len(placed)), key=placed.__getitem__)
+    for before, after in itertools.pairwise(order):
+        placed[after] = max(placed[after], placed[before] + apart)
+    return placed
+
+
+def _number(value: float) -> str:
+    """Three or four significant digits, without a trailing zero."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) < 0.001:
+        return f"{value:.0e}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
