@@ -20,10 +20,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_pipeline.config import Section
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
+from rlhf_pipeline.pocket.annotators import PANEL, SimulatedAnnotator
 from stages.job import Job
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 _BATCH = 64  # judgements of a simulated annotator in one transaction
 _IMPORT_BATCH = 500
-_UNREADABLE = -1.0  # the gold judge cannot read it: no person would like it either
 
 GUIDELINES = """\
 Read the whole conversation, then both responses. Choose the one you would rather have received.
@@ -64,6 +64,8 @@ class Config(Section):
     """At most so many pairs, spread over the prompts; null takes all."""
     overlap: int = Field(1, ge=1)
     """Different people who judge each pair; from 2 on their agreement is reported."""
+    panel: list[str] = Field(default_factory=lambda: ["Ada the expert", "Bruno the steady"], min_length=1)
+    """The simulated annotators, by name; they take turns, each pair goes to ``overlap`` different ones."""
     lease_minutes: int = Field(30, ge=1)
     """Minutes after which a pair that somebody took and did not judge goes to others."""
     guidelines: str | None = None
@@ -71,6 +73,22 @@ class Config(Section):
     store: str | None = None
     """Where judgements are kept: a file or ``postgresql+psycopg://USER@HOST/DATABASE`` (the password in PGPASSWORD);
     null is ``judgements.db`` in the run folder."""
+
+    @field_validator("panel")
+    @classmethod
+    def _known_people(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in PANEL:
+                raise ValueError(f"no simulated annotator is called {name!r}; there are: {', '.join(PANEL)}")
+        if len(set(names)) < len(names):
+            raise ValueError("a simulated annotator is named twice")
+        return names
+
+    @model_validator(mode="after")
+    def _enough_people(self) -> Config:
+        if self.judges == "simulated" and self.overlap > len(self.panel):
+            raise ValueError(f"overlap is {self.overlap}, but the panel has {len(self.panel)} annotators; name more")
+        return self
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -230,23 +248,16 @@ def _wait_for_people(job: Job, store: JudgementStore, round_id: int) -> None:
 
 def _simulate(job: Job, store: JudgementStore, round_id: int) -> None:
     """The panel judges what is open, in turn and by batches; an interrupted batch is done again by the same judge."""
-    from rlhf_pipeline.pocket.annotators import PANEL
-
     config: Config = job.config
-    if config.overlap > len(PANEL):
-        raise ConfigError(
-            f"{config.overlap} different people are wanted for each pair, the panel has {len(PANEL)}",
-            where="collect.overlap",
-            advice=f"--set collect.overlap={len(PANEL)}",
-        )
-    users = [store.user(annotator.name, "simulated") for annotator in PANEL]
+    panel = [PANEL[name] for name in config.panel]
+    users = [store.user(annotator.name, "simulated") for annotator in panel]
     progress = store.progress(round_id)
-    scores: dict[tuple[str, str], float] = {}
+    scores: dict[tuple[str, str], float | None] = {}
     with job.track("judging", progress.wanted) as advance:
         advance(progress.judgements)
         turn, idle = _turn(progress.judgements, progress.tasks, config.overlap), 0
-        while idle < len(PANEL):
-            annotator, user_id = PANEL[turn % len(PANEL)], users[turn % len(PANEL)]
+        while idle < len(panel):
+            annotator, user_id = panel[turn % len(panel)], users[turn % len(panel)]
             held = store.lease(round_id, user_id, _BATCH)
             answers = [_simulated_answer(job, annotator, given, scores) for given in held]
             if answers:
@@ -263,7 +274,9 @@ def _turn(judgements: int, tasks: int, overlap: int) -> int:
     return whole * overlap + ((judgements - whole * _BATCH * overlap) // size if size > 0 else 0)
 
 
-def _simulated_answer(job: Job, annotator: Any, given: Assignment, scores: dict[tuple[str, str], float]) -> Answer:
+def _simulated_answer(
+    job: Job, annotator: SimulatedAnnotator, given: Assignment, scores: dict[tuple[str, str], float | None]
+) -> Answer:
     from rlhf_pipeline.pocket.judge import gold
     from rlhf_pipeline.records import messages_digest
     from rlhf_pipeline.store_records import Answer, text_digest
@@ -272,18 +285,17 @@ def _simulated_answer(job: Job, annotator: Any, given: Assignment, scores: dict[
     prompt = messages_digest(given.prompt)
     for response in (left, right):
         if (prompt, response.text) not in scores:
-            score = gold(given.prompt, response.text, response.finish == "eos")
-            scores[prompt, response.text] = _UNREADABLE if score is None else score
+            scores[prompt, response.text] = gold(given.prompt, response.text, response.finish == "eos")
     pair = ":".join([prompt, *sorted(text_digest(r.text) for r in (left, right))])
     choice = annotator.judge(
         random.Random(f"{job.seed}:{annotator.name}:{pair}"),
         scores[prompt, left.text],
         scores[prompt, right.text],
-        len(left.text),
-        len(right.text),
+        len(left.text.split()),
+        len(right.text.split()),
     )
     token = f"simulated-{given.id}"
-    if choice == "tie":
+    if choice in ("tie", "both_bad"):
         return Answer(token, given.id, "tie")
     return Answer(token, given.id, "response", (left if choice == "a" else right).id)
 
