@@ -93,6 +93,8 @@ def _implicit_preference(row: Row) -> Exchange:
     if isinstance(chosen, str) and isinstance(rejected, str):
         _check_text(chosen, "chosen")
         _check_text(rejected, "rejected")
+        if chosen == rejected:
+            raise RowProblem("no common prompt", "chosen and rejected are one text: where its prompt ends is not known")
         cut = _common_words(chosen, rejected)
         if not chosen[:cut].strip():
             raise RowProblem("no common prompt", "chosen and rejected begin differently")

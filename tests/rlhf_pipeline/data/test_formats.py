@@ -149,6 +149,13 @@ def test_sound_rows_that_teach_nothing_are_left_out_not_refused() -> None:
     assert converted({"prompt": "p", "completion": "c", "label": True}).left_out == ""
 
 
+@pytest.mark.parametrize("dialogue", [[USER, GOOD], TRANSCRIPT + GOOD["content"]])
+def test_identical_dialogues_still_have_a_prompt(dialogue: Any) -> None:
+    exchange = converted({"chosen": dialogue, "rejected": dialogue})
+    assert turns(exchange) == [("user", USER["content"])]
+    assert exchange.left_out == "identical responses"
+
+
 def test_alpaca_input_and_history() -> None:
     row = {"instruction": "Translate.", "input": "chat", "output": "cat", "history": [["Hi", "Hello"]], "system": "S"}
     assert turns(converted(row)) == [
@@ -216,6 +223,7 @@ def test_text_is_kept_exactly() -> None:
         ({**TEXT, "margin": 10**400}, "wrong type", "wanted a number"),
         ({**TEXT, "system": 1}, "wrong type", "system is a number"),
         ({"chosen": "a b", "rejected": "c d"}, "no common prompt", "begin differently"),
+        ({"chosen": "a b", "rejected": "a b"}, "no common prompt", "one text"),
         ({"chosen": [USER, GOOD], "rejected": [USER]}, "no common prompt", ""),
         ({"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, BAD]}, "no common prompt", "after the 1 messages"),
         ({"chosen": TRANSCRIPT + "a", "rejected": "b"}, "not a transcript", "rejected begins with 'b'"),
