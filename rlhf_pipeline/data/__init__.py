@@ -7,7 +7,7 @@ makes records of both, ``splits`` keeps dialogues apart.
 from rlhf_pipeline.data.formats import FORMATS
 from rlhf_pipeline.data.reading import Loaded, read_demonstrations, read_preferences, read_prompts
 from rlhf_pipeline.data.sources import DataConfig, SourceConfig
-from rlhf_pipeline.data.splits import Split, dialogue_key, is_held_out, make_split, split_by_prompt, split_of
+from rlhf_pipeline.data.splits import Split, dialogue_key, is_held_out, make_split, split_by_prompt
 
 __all__ = [
     "FORMATS",
@@ -22,5 +22,4 @@ __all__ = [
     "read_preferences",
     "read_prompts",
     "split_by_prompt",
-    "split_of",
 ]

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from rlhf_pipeline.data.reading import read_prompts
-from rlhf_pipeline.data.sources import DataConfig
 from rlhf_pipeline.errors import DataError
 from rlhf_pipeline.records import Demonstration, Preference, Prompt
 
@@ -82,23 +80,6 @@ def make_split(held_out: float, *, seed: int, prompts: Sequence[Prompt] = ()) ->
         taken += sizes[key]
         below = _place(key, seed) + 1
     return Split(seed, below / _RANGE, frozenset(spared))
-
-
-def split_of(data: DataConfig, *, seed: int) -> Split:
-    """The rule that a configuration asks for; a number is counted among ``data.prompts``, which are read for it.
-
-    Raises:
-        DataError: when a number is wanted of prompts that are not configured, or too many of them.
-    """
-    if data.held_out < 1:
-        return make_split(data.held_out, seed=seed)
-    if data.prompts is None:
-        raise DataError(
-            f"{data.held_out:g} prompts are to be held out, but data.prompts, among which they count, is not set",
-            where="data.held_out",
-            advice="set data.prompts, or hold out a fraction such as 0.1",
-        )
-    return make_split(data.held_out, seed=seed, prompts=read_prompts(data.prompts, seed=seed).records)
 
 
 def split_by_prompt(items: Sequence[T], *, held_out: float, seed: int) -> tuple[list[T], list[T]]:

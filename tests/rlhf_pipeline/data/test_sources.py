@@ -44,6 +44,17 @@ def test_held_out_is_a_fraction_or_a_number(held_out: object) -> None:
     assert DataConfig(held_out=300).held_out == 300
 
 
+def test_what_stands_in_for_a_source_that_is_not_set() -> None:
+    prompts, demonstrations, preferences = (SourceConfig(path=name) for name in ("a", "b", "c"))
+    data = DataConfig(prompts=prompts, demonstrations=demonstrations, preferences=preferences)
+    assert (data.prompt_source(), data.demonstration_source()) == (prompts, demonstrations)
+    data = DataConfig(demonstrations=demonstrations, preferences=preferences)
+    assert data.prompt_source() == demonstrations
+    data = DataConfig(preferences=preferences)
+    assert (data.prompt_source(), data.demonstration_source()) == (preferences, preferences)
+    assert DataConfig(prompts=prompts).demonstration_source() is None
+
+
 def test_every_key_has_help() -> None:
     assert all(text for schema in (SourceConfig, DataConfig) for _, _, text in describe(schema))
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
 from rlhf_pipeline.data import (
-    DataConfig,
-    SourceConfig,
     dialogue_key,
     is_held_out,
     make_split,
     split_by_prompt,
-    split_of,
 )
 from rlhf_pipeline.errors import DataError
 from rlhf_pipeline.records import Demonstration, Message, Preference, Prompt
@@ -110,14 +106,3 @@ def test_dialogues_that_would_exceed_the_number_train() -> None:
         train, held = split_by_prompt(big + small, held_out=3, seed=seed)
         assert len(held) == 3
         assert set(big) <= set(train)
-
-
-def test_split_of_a_configuration(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("".join(f"question {i}\n" for i in range(40)))
-    data = DataConfig(prompts=SourceConfig(path=str(path)), held_out=7)
-    prompts = [prompt(f"question {i}") for i in range(40)]
-    assert len(split_of(data, seed=1).divide(prompts)[1]) == 7
-    assert split_of(DataConfig(held_out=0.25), seed=1) == make_split(0.25, seed=1)
-    with pytest.raises(DataError, match=r"data\.prompts, among which they count, is not set"):
-        split_of(DataConfig(held_out=7), seed=1)
