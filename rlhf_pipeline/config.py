@@ -275,7 +275,10 @@ def _explain(schema: type[Section], error: Any, origin: Mapping[str, str], fallb
         return f"{place}: unknown key {key}; {hint}"
     if kind == "missing":
         return f"{place}: {key} is required and missing"
-    message = error["msg"][0].lower() + error["msg"][1:]
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(error["input"], dict) and kind == "value_error":  # a rule about several keys names them itself
+        return f"{place}: {message}"
     return f"{place}: {key}: {message}, found {_show(error['input'])[:80]}"
 
 

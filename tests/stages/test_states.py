@@ -1,0 +1,244 @@
+"""The runner and what it says of a run folder: states, reasons, resuming, keeping what was replaced.
+
+The stages themselves are replaced by small functions here; `test_chain.py` runs the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_pipeline.artifacts import open_artifact
+from rlhf_pipeline.errors import IncompatibleArtifact, UsageError, WaitingForPeople
+from stages import collect, runner, sample, sft
+from stages.job import Job
+from stages.settings import Settings, load
+from stages.states import StageState, inspect, locked, note_running, partial_folder
+
+IDENTITY = {
+    "base": {"name": "pocket", "revision": None, "digest": "a" * 64},
+    "tokenizer": {"tokenizer": "b", "chat_template": "c", "eos": [2]},
+}
+
+
+@pytest.fixture
+def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
+    """Settings of a run of three stages whose bodies write one file each."""
+    monkeypatch.setattr(runner, "_identity", lambda settings: IDENTITY)
+    for module in (sft, sample, collect):
+        monkeypatch.setattr(module, "run", writes_a_file)
+
+    def build(**overrides: Any) -> Settings:
+        values = {"run.folder": str(tmp_path / "run"), "run.stages": "[sft, sample, collect]"} | overrides
+        path = tmp_path / "run.yaml"
+        path.write_text("model: {name: pocket}\ndata: {demonstrations: pocket}\nrun: {}\n")
+        return load(path, [f"{key.replace('__', '.')}={value}" for key, value in values.items()])
+
+    return build
+
+
+def writes_a_file(job: Job) -> dict[str, Any]:
+    (job.folder / "out.txt").write_text("made")
+    return {"rows": 1}
+
+
+def states(settings: Settings) -> dict[str, str]:
+    return {name: s.state for name, s in inspect(settings, Path(settings.run.folder)).items()}
+
+
+def reasons(settings: Settings, name: str) -> str:
+    return "; ".join(inspect(settings, Path(settings.run.folder))[name].reasons)
+
+
+def test_a_run_completes_in_order_and_is_not_done_twice(run_of, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = run_of()
+    Path(settings.run.folder).mkdir()
+    assert set(states(settings).values()) == {"missing"}
+    runner.run(settings)
+    assert set(states(settings).values()) == {"complete"}
+    digest = open_artifact(Path(settings.run.folder) / "sft").digest
+    capsys.readouterr()
+    runner.run(settings)
+    assert capsys.readouterr().out == "sft: complete\nsample: complete\ncollect: complete\n"
+    assert open_artifact(Path(settings.run.folder) / "sft").digest == digest
+
+
+def test_a_changed_setting_makes_its_stage_and_what_follows_stale(run_of) -> None:
+    runner.run(run_of())
+    changed = run_of(sample__responses=3)
+    assert states(changed) == {"sft": "complete", "sample": "stale", "collect": "stale"}
+    assert "sample.responses: 4 → 3" in reasons(changed, "sample")
+    assert "its input sample is stale" in reasons(changed, "collect")
+    runner.run(changed)
+    assert set(states(changed).values()) == {"complete"}
+    assert (Path(changed.run.folder) / "replaced" / "sample-1" / "manifest.json").is_file()
+    assert not (Path(changed.run.folder) / "replaced" / "sft-1").exists()
+
+
+def test_changed_data_makes_its_stages_stale(run_of, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    settings = run_of(data__demonstrations=f"{{path: {data}}}")
+    runner.run(settings)
+    data.write_text('{"prompt": "a", "completion": "c"}\n')
+    assert states(settings)["sft"] == "stale"
+    assert f"the data in {data} changed" in reasons(settings, "sft")
+
+
+def test_damage_is_named_and_mended_by_a_run(run_of) -> None:
+    settings = run_of()
+    runner.run(settings)
+    (Path(settings.run.folder) / "sft" / "out.txt").write_text("m4de")
+    assert states(settings)["sft"] == "damaged"
+    assert "out.txt: content differs" in reasons(settings, "sft")
+    runner.run(settings)
+    assert set(states(settings).values()) == {"complete"}
+
+
+def test_an_interrupted_stage_resumes_in_its_folder(run_of, monkeypatch, capsys) -> None:
+    settings = run_of()
+
+    def dies(job: Job) -> dict[str, Any]:
+        (job.folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(settings)
+    assert states(settings)["sft"] == "interrupted"
+    seen = []
+
+    def goes_on(job: Job) -> dict[str, Any]:
+        seen.extend(p.name for p in job.folder.iterdir())
+        return {}
+
+    monkeypatch.setattr(sft, "run", goes_on)
+    runner.run(settings, ["sft"])
+    assert "half.txt" in seen
+    assert "resuming what was interrupted" in capsys.readouterr().out
+    assert states(settings)["sft"] == "complete"
+
+
+def test_an_interrupted_try_with_other_settings_is_not_resumed(run_of, monkeypatch, capsys) -> None:
+    settings = run_of()
+    partial = partial_folder(Path(settings.run.folder), next(s for s in runner.BY_NAME.values() if s.name == "sft"))
+
+    def dies(job: Job) -> dict[str, Any]:
+        (job.folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(settings)
+    assert (partial / "half.txt").exists()
+    monkeypatch.setattr(sft, "run", writes_a_file)
+    runner.run(run_of(sft__epochs=2), ["sft"])
+    assert "sft.epochs: " in capsys.readouterr().out
+    assert not (Path(settings.run.folder) / "sft" / "half.txt").exists()
+
+
+def test_waiting_is_a_state_with_its_words(run_of, monkeypatch) -> None:
+    settings = run_of()
+
+    def waits(job: Job) -> dict[str, Any]:
+        raise WaitingForPeople("12 of 40 pairs are judged")
+
+    monkeypatch.setattr(collect, "run", waits)
+    with pytest.raises(WaitingForPeople):
+        runner.run(settings)
+    assert states(settings) == {"sft": "complete", "sample": "complete", "collect": "waiting"}
+    assert "12 of 40" in reasons(settings, "collect")
+    monkeypatch.setattr(collect, "run", writes_a_file)
+    runner.run(settings)
+    assert set(states(settings).values()) == {"complete"}
+
+
+def test_checkpoints_and_markers_do_not_enter_the_artifact(run_of, monkeypatch) -> None:
+    def checkpoints(job: Job) -> dict[str, Any]:
+        (job.folder / "checkpoints").mkdir()
+        (job.folder / "checkpoints" / "1").write_text("x")
+        return writes_a_file(job)
+
+    monkeypatch.setattr(sft, "run", checkpoints)
+    settings = run_of()
+    runner.run(settings, ["sft"])
+    assert set(open_artifact(Path(settings.run.folder) / "sft").manifest.files) == {"out.txt"}
+
+
+def test_another_base_is_refused_by_the_gate(run_of, monkeypatch) -> None:
+    settings = run_of()
+    runner.run(settings, ["sft"])
+    other = {**IDENTITY, "base": IDENTITY["base"] | {"digest": "f" * 64}}
+    monkeypatch.setattr(runner, "_identity", lambda settings: other)
+    with pytest.raises(IncompatibleArtifact, match="base weights: aaaaaaaaaaaa… there, ffffffffffff… here"):
+        runner.run(settings, ["sample"])
+    assert states(settings)["sample"] == "missing"
+
+
+def test_again_makes_a_complete_stage_anew(run_of) -> None:
+    settings = run_of()
+    runner.run(settings, ["sft"])
+    runner.run(settings, ["sft"], again=True)
+    assert (Path(settings.run.folder) / "replaced" / "sft-1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("only", "said"), [(["sftt"], "there is no stage 'sftt'"), (["ppo"], "this run leaves out ppo")]
+)
+def test_wrong_stage_names(run_of, only: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        runner.run(run_of(), only)
+
+
+def test_one_run_at_a_time_and_status_sees_it(run_of, tmp_path: Path) -> None:
+    settings = run_of()
+    folder = Path(settings.run.folder)
+    folder.mkdir()
+    code = (
+        "import sys, time; from pathlib import Path; from stages import BY_NAME; from stages.states import *\n"
+        f"folder = Path({str(folder)!r})\n"
+        "with locked(folder):\n    note_running(folder, BY_NAME['sft']); print('in', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "in\n"
+        assert states(settings)["sft"] == "running"
+        with pytest.raises(UsageError, match=f"process {holder.pid} is running in this folder"):
+            runner.run(settings)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert states(settings)["sft"] == "missing", "a lock dies with its process"
+
+
+def test_the_lock_is_released_by_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="oops"), locked(tmp_path):
+        note_running(tmp_path, runner.BY_NAME["sft"])
+        raise ValueError("oops")
+    with locked(tmp_path):
+        pass
+
+
+def test_the_resolved_configuration_is_kept_and_reads_back(run_of) -> None:
+    settings = run_of(sft__epochs=2)
+    runner.run(settings, ["sft"])
+    assert load(Path(settings.run.folder)) == settings
+
+
+def test_manifest_tells_what_made_it(run_of) -> None:
+    settings = run_of()
+    runner.run(settings)
+    manifest = json.loads((Path(settings.run.folder) / "sample" / "manifest.json").read_text())
+    sft_digest = open_artifact(Path(settings.run.folder) / "sft").digest
+    assert manifest["inputs"] == {"sft": sft_digest}
+    assert manifest["settings"]["sample.responses"] == 4
+    assert manifest["base"]["digest"] == "a" * 64
+    assert manifest["metrics"] == {"rows": 1}
+    assert isinstance(inspect(settings, Path(settings.run.folder))["sft"], StageState)
