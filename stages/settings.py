@@ -11,7 +11,14 @@ from pydantic import Field, model_validator
 from rlhf_pipeline import config as configuration
 from rlhf_pipeline.config import ModelConfig, Section
 from rlhf_pipeline.data import DataConfig, SourceConfig
-from stages import BY_NAME, NAMES, Stage, collect, dpo, evaluate, ppo, reward, sample, sft
+from stages import BY_NAME, NAMES, Stage
+from stages.collect import Config as CollectConfig
+from stages.dpo import Config as DpoConfig
+from stages.evaluate import Config as EvaluateConfig
+from stages.ppo import Config as PpoConfig
+from stages.reward import Config as RewardConfig
+from stages.sample import Config as SampleConfig
+from stages.sft import Config as SftConfig
 
 StageName = Literal["sft", "sample", "collect", "reward", "dpo", "ppo", "evaluate"]
 
@@ -32,7 +39,10 @@ class RunConfig(Section):
 
 
 class Settings(Section):
-    """Everything a run is made of."""
+    """Everything a run is made of.
+
+    The sections' classes are imported by name: in ``sft: sft.Config`` the field would hide the module.
+    """
 
     run: RunConfig
     """Where and how the chain runs."""
@@ -40,19 +50,19 @@ class Settings(Section):
     """The base model."""
     data: DataConfig
     """Demonstrations, prompts and preferences."""
-    sft: sft.Config = Field(default_factory=sft.Config)
+    sft: SftConfig = Field(default_factory=SftConfig)
     """Supervised fine-tuning."""
-    sample: sample.Config = Field(default_factory=sample.Config)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
     """K responses per prompt."""
-    collect: collect.Config = Field(default_factory=collect.Config)
+    collect: CollectConfig = Field(default_factory=CollectConfig)
     """Who judges, and how much."""
-    reward: reward.Config = Field(default_factory=reward.Config)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
     """The reward model."""
-    dpo: dpo.Config = Field(default_factory=dpo.Config)
+    dpo: DpoConfig = Field(default_factory=DpoConfig)
     """Direct preference optimisation."""
-    ppo: ppo.Config = Field(default_factory=ppo.Config)
+    ppo: PpoConfig = Field(default_factory=PpoConfig)
     """Proximal policy optimisation."""
-    evaluate: evaluate.Config = Field(default_factory=evaluate.Config)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     """Win rates and the report."""
 
     @model_validator(mode="after")
