@@ -88,7 +88,7 @@ class Roles:
         if folder is not None:
             config, state = _read_adapter(folder)
         elif copy_of is not None:
-            config, state = self._config(copy_of), self._state(copy_of)
+            config, state = self._config(copy_of), self._file_state(copy_of)
         else:
             assert lora is not None
             config, state = lora_config(lora, task="CAUSAL_LM"), None
@@ -136,6 +136,10 @@ class Roles:
             self._switch(None)
             self._in_use = False
 
+    def names(self, *, trainable: bool) -> list[str]:
+        """The roles that were added to be trained, or those that were not."""
+        return [name for name, role in self._roles.items() if role.trainable == trainable]
+
     def parameters(self, name: str) -> list[Parameter]:
         """The role's tensors, head last, always in one order."""
         return list(self.named_parameters(name).values())
@@ -146,6 +150,16 @@ class Roles:
         head = {} if role.head is None else {f"head.{key}": value for key, value in role.head.named_parameters()}
         return {**role.parameters, **head}
 
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The role's tensors with its head, for a checkpoint."""
+        return {key: parameter.detach() for key, parameter in self.named_parameters(name).items()}
+
+    @torch.no_grad()
+    def load_state(self, name: str, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+        for key, parameter in self.named_parameters(name).items():
+            parameter.copy_(state[key])
+
     def save(self, name: str, folder: Path, *, model_name: str | None = None) -> None:
         """Write the adapter (not its head) so that ``PeftModel.from_pretrained`` can read it.
 
@@ -153,7 +167,7 @@ class Roles:
             model_name: what ``base_model_name_or_path`` shall say: a name that means something on another machine.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.detach().cpu().contiguous() for key, value in self._state(name).items()}
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self._file_state(name).items()}
         # By way of bytes: safetensors' own files are readable by their owner alone, whatever the umask.
         (folder / WEIGHTS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
         values = {**self._config(name).to_dict(), "inference_mode": True, "base_model_name_or_path": model_name}
@@ -193,7 +207,7 @@ class Roles:
 
     def _load(self, name: str, state: dict[str, Tensor], source: str) -> None:
         assert self._model is not None
-        wanted = set(self._state(name))
+        wanted = set(self._file_state(name))
         if wanted != set(state):
             missing, unknown = sorted(wanted - set(state)), sorted(set(state) - wanted)
             raise ArtifactError(
@@ -223,7 +237,7 @@ class Roles:
             layer._active_adapter = [] if name is None else [name]
         self._active = name
 
-    def _state(self, name: str) -> dict[str, Tensor]:
+    def _file_state(self, name: str) -> dict[str, Tensor]:
         """The adapter's tensors under PEFT's file names (without the adapter's own name)."""
         state = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
         return cast(dict[str, Tensor], state)

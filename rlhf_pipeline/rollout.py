@@ -1,0 +1,262 @@
+"""What one iteration of PPO learns from: sampled responses, and what each role says about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlhf_pipeline.errors import TrainingError
+from rlhf_pipeline.generation import Sampled, generate
+from rlhf_pipeline.logprobs import (
+    Sequences,
+    in_order,
+    last_hidden,
+    micro_batches,
+    pad_sequences,
+    response_hidden,
+    response_logits,
+    response_logprobs,
+    token_entropy,
+    token_logprobs,
+)
+from rlhf_pipeline.losses import explained_variance, kl_k1, kl_k3, masked_mean, masked_sum
+from rlhf_pipeline.roles import Roles
+from rlhf_pipeline.tokenization import ChatTokenizer
+
+Scorer = Callable[["Rollout", Sequence[Sequence[int]]], Tensor]
+"""Scores a rollout, given its rows in micro-batches: ``(batch,)`` in the reward model's own unit."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and sampled responses, by row.
+
+    Attributes:
+        ended: ``(batch,)``, whether a stop token was sampled; the others are truncated.
+        response_mask: ``(batch, response_len)``.
+    """
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    ended: Tensor
+    response_mask: Tensor
+    pad_id: int
+
+    @staticmethod
+    def of(prompts: Sequence[list[int]], sampled: Sequence[Sampled], *, pad_id: int, device: torch.device) -> Rollout:
+        """From prompts and what was sampled for them."""
+        width = max(len(s.ids) for s in sampled)
+        mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sampled], device=device)
+        ended = torch.tensor([s.ended for s in sampled], device=device)
+        return Rollout(list(prompts), [s.ids for s in sampled], ended, mask, pad_id)
+
+    def ending_with(self, end_id: int) -> Rollout:
+        """The same, with every sampled stop token as ``end_id``: the one that the reward model has learnt on."""
+        pairs = zip(self.responses, self.ended.tolist(), strict=True)
+        return replace(self, responses=[[*ids[:-1], end_id] if ended else ids for ids, ended in pairs])
+
+    def sequences(self, rows: Sequence[int]) -> Sequences:
+        """These rows as one padded batch."""
+        chosen = [self.prompts[i] for i in rows], [self.responses[i] for i in rows]
+        return pad_sequences(*chosen, pad_id=self.pad_id, device=self.response_mask.device)
+
+    def minibatches(self, count: int, token_budget: int, seed: int) -> list[list[list[int]]]:
+        """All rows once, in random minibatches of equal size (±1), each as micro-batches within the token budget."""
+        order = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed)).tolist()
+        lengths = [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+        minibatches = []
+        for place in range(count):
+            rows = order[place::count]
+            groups = micro_batches([lengths[i] for i in rows], token_budget)
+            minibatches.append([[rows[i] for i in group] for group in groups])
+        return minibatches
+
+
+def sample(
+    roles: Roles,
+    role: str,
+    prompts: list[list[int]],
+    chat: ChatTokenizer,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    seed: int,
+) -> Rollout:
+    """One response of a role to each prompt, drawn from exactly the distribution that is trained (no top-p)."""
+    with roles.use(role) as model:
+        sampled = generate(
+            model,
+            prompts,
+            stop_ids=chat.stop_ids,
+            pad_id=chat.pad_id,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    return Rollout.of(prompts, sampled, pad_id=chat.pad_id, device=roles.base.device)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Log-probabilities of policy and reference, values, and the policy's entropy, all ``(batch, response_len)``."""
+
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch to learn from; all but the sequences are ``(rows, response_len)``, without a graph."""
+
+    sequences: Sequences
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with everything that its responses are learnt by, ``(batch, response_len)``."""
+
+    rollout: Rollout
+    measured: Measured
+    advantages: Tensor
+    returns: Tensor
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """These rows, cut to the width of their own longest response."""
+        sequences = self.rollout.sequences(rows)
+        index, width = torch.tensor(rows, device=self.returns.device), sequences.response_mask.shape[1]
+        parts = (self.measured.logprobs, self.measured.values, self.advantages, self.returns)
+        return Batch(sequences, *(part[index, :width] for part in parts))
+
+
+@torch.no_grad()
+def measure(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, temperature: float) -> Measured:
+    """Ask policy, reference and value for every response token, in the given micro-batches.
+
+    With the micro-batches of the first epoch the old log-probabilities are those of the training forward to the bit.
+    """
+    batches = [rollout.sequences(rows) for rows in groups]
+    width = rollout.response_mask.shape[1]
+    logprobs: dict[str, list[Tensor]] = {"policy": [], "reference": []}
+    entropy, values = [], []
+    for name, parts in logprobs.items():
+        with roles.use(name) as model:
+            for batch in batches:
+                logits = response_logits(model, batch)
+                parts.append(batch.dense(token_logprobs(logits, batch.ids[batch.places()], temperature)))
+                if name == "policy":
+                    entropy.append(batch.dense(token_entropy(logits, temperature)))
+    with roles.use("value") as model:
+        for batch in batches:
+            values.append(batch.dense(roles.head("value", response_hidden(model, batch))))
+    policy, reference = (in_order(parts, groups, width) for parts in logprobs.values())
+    return Measured(policy, reference, in_order(values, groups, width), in_order(entropy, groups, width))
+
+
+@torch.no_grad()
+def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]]) -> Tensor:
+    """The reward role's score of each response, ``(batch,)``, read at its last token."""
+    with roles.use("reward") as model:
+        parts = [roles.head("reward", last_hidden(model, rollout.sequences(rows))) for rows in groups]
+    return in_order(parts, groups)
+
+
+def describe(
+    rollout: Rollout, measured: Measured, raw_scores: Tensor, rewards: Tensor, returns: Tensor
+) -> dict[str, float]:
+    """Metrics of one iteration's responses, before learning from them; KL and rewards are sums per response.
+
+    Args:
+        raw_scores: ``(batch,)``, in the reward model's own unit.
+        rewards, returns: ``(batch, response_len)``.
+    """
+    mask, count = rollout.response_mask, len(rollout.prompts)
+    return {
+        "objective/kl": masked_sum(kl_k1(measured.logprobs, measured.ref_logprobs), mask).item() / count,
+        "objective/kl_k3": masked_sum(kl_k3(measured.logprobs, measured.ref_logprobs), mask).item() / count,
+        "objective/entropy": masked_mean(measured.entropy, mask).item(),
+        "objective/scores": raw_scores.mean().item(),
+        "objective/rlhf_reward": rewards.sum().item() / count,
+        "ppo/val/explained_variance": explained_variance(measured.values, returns, mask),
+        "response/length": mask.sum().item() / count,
+        "response/ended": rollout.ended.float().mean().item(),
+    }
+
+
+@torch.no_grad()
+def largest_difference(roles: Roles, one: str, other: str, texts: Sequence[Sequence[int]], *, pad_id: int) -> float:
+    """The largest difference of two roles' log-probabilities on these token ids (each at least two tokens long)."""
+    long = [list(ids) for ids in texts if len(ids) > 1]
+    batch = pad_sequences([i[:1] for i in long], [i[1:] for i in long], pad_id=pad_id, device=roles.base.device)
+    logprobs = []
+    for name in (one, other):
+        with roles.use(name) as model:
+            logprobs.append(response_logprobs(model, batch))
+    return (logprobs[0] - logprobs[1]).abs().max().item()
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """Mean and standard deviation of the reference's scores, settled once before training.
+
+    A scale that moved with the policy would move the KL coefficient with it (they only enter as a ratio).
+    """
+
+    mean: float
+    std: float
+
+    @staticmethod
+    def of(scores: Tensor) -> ScoreScale:
+        """From the scores of the reference's responses, ``(batch,)``.
+
+        Raises:
+            TrainingError: they do not differ, or are not finite.
+        """
+        mean, std = scores.double().mean().item(), scores.double().std(unbiased=False).item()
+        if not 1e-6 * max(1.0, abs(mean)) < std < float("inf"):
+            raise TrainingError(
+                f"the reward model's scores of {len(scores)} responses have mean {mean:.4g} and standard deviation "
+                f"{std:.4g}: there is nothing to learn from them",
+                advice="look at the reward stage's accuracy; train it longer or on more preferences",
+            )
+        return ScoreScale(mean, std)
+
+    def apply(self, scores: Tensor, ended: Tensor, *, clip: float, missing_eos_penalty: float) -> Tensor:
+        """Normalise, clip to ± ``clip``, and take the penalty from truncated responses: ``(batch,)`` → ``(batch,)``."""
+        normal = ((scores - self.mean) / self.std).clamp(-clip, clip)
+        return normal - missing_eos_penalty * (~ended).to(normal.dtype)
+
+
+@torch.no_grad()
+def normalise_head(roles: Roles, name: str, scale: ScoreScale) -> None:
+    """Let a copy of the reward's head speak in normalised scores; a fresh head is 0 already, which is their mean."""
+    head = roles.named_parameters(name)
+    if head["head.weight"].any():
+        head["head.weight"].div_(scale.std)
+        head["head.bias"].sub_(scale.mean).div_(scale.std)
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed for one purpose, from the run's seed and names or counters: no generator's state has to be kept."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def prompt_order(count: int, start: int, number: int, seed: int) -> list[int]:
+    """Places ``start … start + number`` of an endless stream that goes through ``count`` prompts, anew in each pass."""
+    places: list[int] = []
+    while len(places) < number:
+        passes, offset = divmod(start + len(places), count)
+        generator = torch.Generator().manual_seed(derived_seed(seed, "prompts", passes))
+        places += torch.randperm(count, generator=generator).tolist()[offset : offset + number - len(places)]
+    return places

@@ -1,0 +1,393 @@
+"""Align the policy by PPO: it starts as the SFT policy and learns what the reward model scores highly.
+
+Reads the SFT policy, the reward model and the training prompts; writes ``adapter/`` (the policy) and ``metrics.jsonl``
+(a line per iteration). One frozen base serves the four roles policy, reference, reward and value. Interrupted, it goes
+on from its last checkpoint with the very numbers of an uninterrupted run.
+
+    rlhf run CONFIG ppo
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from rlhf_pipeline.config import LoraSection, Section
+from rlhf_pipeline.errors import DataError, TrainingError
+from stages.job import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from rlhf_pipeline.roles import Roles
+    from rlhf_pipeline.rollout import Batch, Experience, Rollout, Scorer
+    from rlhf_pipeline.tokenization import ChatTokenizer
+
+_KL_HORIZON = 10_000  # responses in which adaptive_kl can change the coefficient by a fifth (Ziegler et al. 2019)
+_EARLY_STOP = 1.5  # times target_kl, as in OpenAI's Spinning Up
+
+
+class Config(Section):
+    """Proximal policy optimisation against the reward model, with a KL penalty to the SFT policy."""
+
+    iterations: int = Field(100, ge=1)
+    """How many times responses are sampled and learnt from."""
+    rollout_batch: int = Field(128, ge=1)
+    """Responses sampled in one iteration, each to another prompt; raising it makes every step less noisy."""
+    num_ppo_epochs: int = Field(2, ge=1)
+    """Passes over each iteration's responses."""
+    num_minibatches: int = Field(2, ge=1)
+    """Optimiser steps in one pass."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Prompt and response tokens in one forward pass; lower it when memory runs out: results stay the same."""
+    generation_batch: int = Field(128, ge=1)
+    """Responses sampled at the same time; lower it when memory runs out."""
+    max_prompt_length: int = Field(1024, ge=1)
+    """Longer prompts (in tokens) are left out and counted."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens after which a response is cut off."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, in sampling and in every log-probability; above 1 explores more."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Of the policy's adapter; falls linearly to zero."""
+    value_learning_rate: float = Field(5e-5, gt=0)
+    """Of the value's adapter and head; falls linearly to zero."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient's norm is clipped to this, for policy and value apart."""
+    kl_coef: float = Field(0.05, ge=0)
+    """Price of a nat of KL to the SFT policy, in standard deviations of the score; raising it keeps it closer."""
+    adaptive_kl: float | None = Field(None, gt=0)
+    """KL per response in nats that ``kl_coef`` is steered towards; null keeps the coefficient fixed."""
+    target_kl: float = Field(0.02, gt=0)
+    """KL per token between two iterations' policies; at 1.5 times this an iteration's passes stop."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token; below 1 the optimum is no longer that of the KL-penalised score."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's λ: 1 trusts the rewards alone (unbiased, noisy), lower trusts the values more."""
+    cliprange: float = Field(0.2, gt=0, lt=1)
+    """Beyond 1 ± this the probability ratio earns nothing more."""
+    cliprange_value: float = Field(0.2, gt=0)
+    """How far a value may move in one iteration, in standard deviations of the score."""
+    whiten: bool = True
+    """Advantages get mean 0 and variance 1 over each iteration's tokens."""
+    reward_clip: float = Field(10.0, gt=0)
+    """Normalised scores are cut to ± this."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Taken from the normalised score of a response that was cut off."""
+    reference_samples: int = Field(256, ge=8)
+    """Responses of the SFT policy whose scores settle what 0 and 1 mean as a normalised score."""
+    save_every: int = Field(10, ge=1)
+    """Iterations between checkpoints, from which an interrupted stage resumes."""
+    lora: LoraSection = Field(default_factory=LoraSection)
+    """The adapters' shape where SFT (or the reward model) was trained without LoRA; otherwise theirs is kept."""
+
+    @model_validator(mode="after")
+    def _minibatches_are_not_empty(self) -> Config:
+        if self.num_minibatches > self.rollout_batch:
+            raise ValueError(f"num_minibatches ({self.num_minibatches}) exceeds rollout_batch ({self.rollout_batch})")
+        return self
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Sample, score, learn; again and again."""
+    import torch
+
+    from rlhf_pipeline import rollout as rollouts
+    from rlhf_pipeline.advantages import gae, kl_penalised_rewards, next_kl_coef, whiten
+    from rlhf_pipeline.checkpoints import load_checkpoint, save_checkpoint
+    from rlhf_pipeline.metrics import MetricsWriter
+    from rlhf_pipeline.tokenization import load_tokenizer
+
+    config: Config = job.config
+    torch.manual_seed(job.seed)
+    chat = load_tokenizer(job.settings.model)
+    prompts = _encoded_prompts(job, chat)
+    roles, score = _roles(job, chat)
+    _require_equal_start(roles, prompts, chat)
+    frozen = {name: roles.fingerprint(name) for name in (None, *roles.names(trainable=False))}
+
+    def sample(role: str, start: int, number: int, purpose: str) -> rollouts.Rollout:
+        places = rollouts.prompt_order(len(prompts), start, number, job.seed)
+        return rollouts.sample(
+            roles,
+            role,
+            [prompts[i] for i in places],
+            chat,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            batch_size=config.generation_batch,
+            seed=rollouts.derived_seed(job.seed, purpose, start),
+        )
+
+    checkpoint = load_checkpoint(job.folder / "checkpoints", device=job.device)
+    if checkpoint is None:
+        done, kl_coef = 0, config.kl_coef
+        rollout = sample("reference", 0, config.reference_samples, "scale")
+        scale = rollouts.ScoreScale.of(score(rollout, rollout.minibatches(1, config.micro_batch_tokens, 0)[0]))
+        rollouts.normalise_head(roles, "value", scale)
+    else:
+        done, kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
+        scale = rollouts.ScoreScale(*checkpoint.state["scale"])
+        job.say(f"resumed after iteration {done} of {config.iterations}{checkpoint.remark()}")
+    job.say(f"scores of the SFT policy: mean {scale.mean:.3f}, standard deviation {scale.std:.3f}")
+    rates = {"policy": config.learning_rate, "value": config.value_learning_rate}
+    optimizer = torch.optim.AdamW(
+        [{"params": roles.parameters(name), "lr": rate} for name, rate in rates.items()],
+        betas=(0.9, 0.95),
+        eps=1e-5,
+        weight_decay=0.0,
+    )
+    if checkpoint is not None:
+        for name in rates:
+            roles.load_state(name, checkpoint.state[name])
+        optimizer.load_state_dict(checkpoint.state["optimizer"])
+
+    writer, row = MetricsWriter(job.folder / "metrics.jsonl", resume_step=done), dict[str, Any]()
+    with job.track("iterations", config.iterations) as advance:
+        advance(done)
+        for iteration in range(done, config.iterations):
+            started = time.monotonic()
+            rollout = sample("policy", iteration * config.rollout_batch, config.rollout_batch, "rollout")
+            sampled = time.monotonic()
+
+            seeds = (rollouts.derived_seed(job.seed, iteration, epoch) for epoch in range(config.num_ppo_epochs))
+            plan = [rollout.minibatches(config.num_minibatches, config.micro_batch_tokens, seed) for seed in seeds]
+            groups = [rows for minibatch in plan[0] for rows in minibatch]
+            measured, raw = (
+                rollouts.measure(roles, rollout, groups, temperature=config.temperature),
+                score(rollout, groups),
+            )
+            scores = scale.apply(
+                raw, rollout.ended, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
+            )
+            mask = rollout.response_mask
+            rewards = kl_penalised_rewards(scores, measured.logprobs, measured.ref_logprobs, mask, kl_coef=kl_coef)
+            advantages, returns = gae(rewards, measured.values, mask, gamma=config.gamma, lam=config.lam)
+            if config.whiten:
+                advantages = whiten(advantages, mask)
+            scored = time.monotonic()
+
+            remaining = 1 - iteration / config.iterations
+            for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
+                group["lr"] = rate * remaining
+            learnt = _learn(config, roles, optimizer, rollouts.Experience(rollout, measured, advantages, returns), plan)
+            row = {
+                "step": iteration + 1,
+                **rollouts.describe(rollout, measured, raw, rewards, returns),
+                **learnt,
+                "objective/kl_coef": kl_coef,
+                "learning_rate": config.learning_rate * remaining,
+                "seconds/rollout": sampled - started,
+                "seconds/score": scored - sampled,
+                "seconds/train": time.monotonic() - scored,
+            }
+            if config.adaptive_kl is not None:
+                kl_coef = next_kl_coef(
+                    kl_coef,
+                    row["objective/kl"],
+                    target=config.adaptive_kl,
+                    horizon=_KL_HORIZON,
+                    episodes=config.rollout_batch,
+                )
+            writer.write(row)
+            if (iteration + 1) % config.save_every == 0 and iteration + 1 < config.iterations:
+                _require_unmoved(roles, frozen)
+                trained = {name: roles.state(name) for name in rates} | {"optimizer": optimizer.state_dict()}
+                settled = {"kl_coef": kl_coef, "scale": (scale.mean, scale.std)}
+                save_checkpoint(job.folder / "checkpoints", iteration + 1, trained | settled)
+                job.say(_summary(row, config.iterations))
+            advance(1)
+    writer.close()
+    _require_unmoved(roles, frozen)
+    roles.save("policy", job.folder / "adapter", model_name=job.settings.model.name)
+    job.say(_summary(row, config.iterations))
+    return {key: value for key, value in row.items() if not key.startswith("seconds/")}
+
+
+def _learn(
+    config: Config,
+    roles: Roles,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    plan: list[list[list[list[int]]]],
+) -> dict[str, float]:
+    """The passes over one iteration's responses; each minibatch is a step of policy and value."""
+    import torch
+
+    mask = experience.rollout.response_mask
+    sums = dict.fromkeys(("policy", "policy_clipped", "old_kl", "value", "value_clipped", "tokens"), 0.0)
+    ratio_check: float | None = None
+    for minibatch in (minibatch for epoch in plan for minibatch in epoch):
+        batches = [experience.batch(rows) for rows in minibatch]
+        tokens = sum(int(batch.sequences.response_mask.sum()) for batch in batches)
+        optimizer.zero_grad(set_to_none=True)
+        step, ratio_error = _policy_backward(config, roles, batches, tokens)
+        if ratio_check is None:
+            ratio_check = ratio_error
+            _require_unit_ratio(ratio_error, roles)
+        elif step["old_kl"] / tokens > _EARLY_STOP * config.target_kl:
+            break
+        step |= _value_backward(config, roles, batches, tokens)
+        for name in ("policy", "value"):
+            norm = torch.nn.utils.clip_grad_norm_(roles.parameters(name), config.max_grad_norm).item()
+            if not math.isfinite(norm):
+                advice = "lower ppo.learning_rate and ppo.value_learning_rate, or use model.dtype=float32"
+                raise TrainingError(f"the {name}'s gradient is not finite", advice=advice)
+        optimizer.step()
+        sums = {key: total + step.get(key, tokens) for key, total in sums.items()}
+    return {
+        "ppo/loss/policy": sums["policy"] / sums["tokens"],
+        "ppo/loss/value": sums["value"] / sums["tokens"],
+        "ppo/policy/approxkl": sums["old_kl"] / sums["tokens"],
+        "ppo/policy/clipfrac": sums["policy_clipped"] / sums["tokens"],
+        "ppo/val/clipfrac": sums["value_clipped"] / sums["tokens"],
+        "ppo/ratio_check": ratio_check or 0.0,
+        "ppo/passes": sums["tokens"] / mask.sum().item(),
+    }
+
+
+def _policy_backward(config: Config, roles: Roles, batches: list[Batch], tokens: int) -> tuple[dict[str, float], float]:
+    """Gradients of the policy over one minibatch, whose micro-batches add up; sums over tokens, and max |ratio - 1|."""
+    from rlhf_pipeline.logprobs import response_logprobs
+    from rlhf_pipeline.losses import ppo_policy_loss
+
+    sums, ratio_error = dict.fromkeys(("policy", "policy_clipped", "old_kl"), 0.0), 0.0
+    with roles.use("policy") as model:
+        for batch in batches:
+            result = ppo_policy_loss(
+                response_logprobs(model, batch.sequences, temperature=config.temperature),
+                batch.logprobs,
+                batch.advantages,
+                batch.sequences.response_mask,
+                cliprange=config.cliprange,
+                token_count=tokens,
+            )
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            sums["policy"] += result.loss.item() * tokens
+            sums["policy_clipped"] += result.clipped.item()
+            sums["old_kl"] += result.old_kl.item()
+            ratio_error = max(ratio_error, result.largest_ratio_error.item())
+    return sums, ratio_error
+
+
+def _value_backward(config: Config, roles: Roles, batches: list[Batch], tokens: int) -> dict[str, float]:
+    """Gradients of the value's adapter and head over one minibatch; sums over tokens."""
+    from rlhf_pipeline.logprobs import response_hidden
+    from rlhf_pipeline.losses import ppo_value_loss
+
+    sums = dict.fromkeys(("value", "value_clipped"), 0.0)
+    with roles.use("value") as model:
+        for batch in batches:
+            result = ppo_value_loss(
+                batch.sequences.dense(roles.head("value", response_hidden(model, batch.sequences))),
+                batch.values,
+                batch.returns,
+                batch.sequences.response_mask,
+                cliprange_value=config.cliprange_value,
+                token_count=tokens,
+            )
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            sums["value"] += result.loss.item() * tokens
+            sums["value_clipped"] += result.clipped.item()
+    return sums
+
+
+def _summary(row: dict[str, Any], iterations: int) -> str:
+    return (
+        f"iteration {row['step']} of {iterations}: score {row['objective/scores']:.2f}, "
+        f"KL {row['objective/kl']:.2f}, length {row['response/length']:.0f}, "
+        f"ended {row['response/ended']:.0%}"
+    )
+
+
+def _encoded_prompts(job: Job, chat: ChatTokenizer) -> list[list[int]]:
+    """The training prompts' ids; what is too long is counted and left out."""
+    from stages.prompts import load_prompts
+
+    limit = job.config.max_prompt_length
+    encoded = [chat.encode_prompt(prompt.messages) for prompt in load_prompts(job).train]
+    kept = [ids for ids in encoded if len(ids) <= limit]
+    if len(kept) < len(encoded):
+        job.say(f"{len(encoded) - len(kept)} of {len(encoded)} prompts have more than {limit} tokens and are left out")
+    if not kept:
+        raise DataError(
+            f"none of the {len(encoded)} training prompts has at most {limit} tokens",
+            where="ppo.max_prompt_length",
+            advice="raise it",
+        )
+    return kept
+
+
+def _roles(job: Job, chat: ChatTokenizer) -> tuple[Roles, Scorer]:
+    """The base with its roles, and what scores a rollout."""
+    import torch
+
+    from rlhf_pipeline import models
+    from rlhf_pipeline.roles import Roles
+    from rlhf_pipeline.rollout import adapter_scores
+
+    config: Config = job.config
+    sft, reward = job.inputs["sft"].folder, job.inputs["reward"].folder
+    full_sft, full_reward = models.full_model(sft), models.full_model(reward)
+    roles = Roles(models.load_causal_lm(job.settings.model, device=job.device, folder=full_sft))
+    if full_sft is None:
+        roles.add("reference", folder=sft / "adapter")
+    else:
+        roles.add("reference", lora=config.lora)  # B = 0: the SFT model itself
+    roles.add("policy", copy_of="reference", trainable=True)
+    if full_reward is None:
+        roles.add("reward", folder=reward / "adapter")
+        roles.set_head("reward", models.read_score_head(reward / "adapter"))
+        roles.add("value", copy_of="reward", trainable=True)
+    else:
+        roles.add("value", lora=config.lora, trainable=True)
+        roles.set_head("value", torch.zeros(1, roles.base.config.get_text_config().hidden_size))
+        reward_model = models.load_reward_model(job.settings.model, reward, device=job.device)
+
+    def score(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+        judged = rollout.ending_with(chat.end_id)
+        if full_reward is None:
+            return adapter_scores(roles, judged, groups)
+        scores = reward_model.score([[*p, *r] for p, r in zip(judged.prompts, judged.responses, strict=True)])
+        return torch.tensor(scores, device=job.device)
+
+    return roles, score
+
+
+def _require_unmoved(roles: Roles, frozen: dict[str | None, str]) -> None:
+    moved = [name or "base" for name, fingerprint in frozen.items() if roles.fingerprint(name) != fingerprint]
+    if moved:
+        raise TrainingError(f"training has changed what must not change: {', '.join(moved)}")
+
+
+def _tolerance(roles: Roles) -> float:
+    """How far two forwards of the same weights and batch may be apart: nothing on a CPU, atomics on a GPU."""
+    import torch
+
+    return 1e-4 if roles.base.dtype in (torch.float32, torch.float64) else 5e-2
+
+
+def _require_equal_start(roles: Roles, prompts: list[list[int]], chat: ChatTokenizer) -> None:
+    """The policy starts as the reference: KL(policy‖reference) is 0, seen on some prompts."""
+    from rlhf_pipeline.rollout import largest_difference
+
+    difference = largest_difference(roles, "policy", "reference", prompts[:8], pad_id=chat.pad_id)
+    if not difference <= _tolerance(roles):
+        raise TrainingError(
+            f"the policy does not start as the SFT policy: log-probabilities differ by {difference:.2g}"
+        )
+
+
+def _require_unit_ratio(error: float, roles: Roles) -> None:
+    """Before the first step the policy is the one that was scored, so every probability ratio is 1."""
+    if not error <= _tolerance(roles):
+        raise TrainingError(
+            f"the first probability ratio of an iteration differs from 1 by {error:.2g}: what was scored is not what "
+            "is trained",
+            advice="please report this with your configuration",
+        )
