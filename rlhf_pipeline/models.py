@@ -7,13 +7,14 @@ no code that comes with a model is run.
 from __future__ import annotations
 
 import contextlib
-import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -85,7 +86,7 @@ def _load(
     if model.quantization == "4bit":
         options |= _four_bit(device)
     try:
-        with _quiet():
+        with quiet():
             loaded, report = auto_class.from_pretrained(
                 path,
                 dtype=dtype or dtype_of(model, device),
@@ -170,11 +171,20 @@ def load_policy(
     return _with_adapter(load_causal_lm(model, device=device, folder=base), folder / "adapter", trainable)
 
 
+def load_merged(model: ModelConfig, folder: Path, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A policy as one set of weights: the adapter, if it is one, is merged (in float32 without loss of precision)."""
+    if (full := full_model(folder)) is not None:
+        return load_causal_lm(model, device=device, folder=full, dtype=dtype)
+    adapted = _with_adapter(load_causal_lm(model, device=device, dtype=dtype), folder / "adapter", trainable=False)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged.requires_grad_(True)
+
+
 def _with_adapter(loaded: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
     if not (folder / "adapter_model.safetensors").is_file():
         raise ArtifactError("neither adapter/ nor model/ is in the folder", where=str(folder.parent))
     try:
-        with _quiet():
+        with quiet():
             peft_model = PeftModel.from_pretrained(loaded, folder, is_trainable=trainable, use_safetensors=True)
     except LOADING_ERRORS as error:
         raise ArtifactError(f"the adapter cannot be loaded: {first_line(error)}", where=str(folder)) from None
@@ -257,6 +267,42 @@ def lora_config(lora: LoraSection, *, task: str) -> LoraConfig:
     )
 
 
+def add_adapter(loaded: PreTrainedModel, lora: LoraSection, *, task: str) -> PeftModel:
+    """A new trainable adapter named ``default``, which changes nothing yet; with its head for ``SEQ_CLS``."""
+    with quiet():
+        return _peft(loaded, lora_config(lora, task=task))
+
+
+def _peft(loaded: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    made = get_peft_model(loaded, config)  # by its task type: only SEQ_CLS trains and saves the score head
+    assert isinstance(made, PeftModel)
+    return made
+
+
+def classifier_from_policy(classifier: PreTrainedModel, adapter_folder: Path) -> PeftModel:
+    """A classifier with a trainable copy of a policy's adapter: same shape, same weights, and its own score head.
+
+    Raises:
+        ArtifactError: the adapter does not fit the classifier.
+    """
+    where = str(adapter_folder)
+    try:
+        config = LoraConfig.from_pretrained(str(adapter_folder))
+        config.task_type, config.inference_mode, config.modules_to_save = "SEQ_CLS", False, None
+        weights = load_peft_weights(str(adapter_folder), device="cpu")
+        weights[SCORE_KEY] = cast(Any, classifier.score).weight.detach().clone()  # PEFT wants every module it saves
+        with quiet():
+            peft_model = _peft(classifier, config)
+            report: Any = set_peft_model_state_dict(peft_model, weights)
+    except LOADING_ERRORS as error:
+        raise ArtifactError(f"the adapter cannot be loaded: {first_line(error)}", where=where) from None
+    absent = [key for key in report.missing_keys if "lora_" in key]
+    if absent or report.unexpected_keys:
+        names = [*absent, *report.unexpected_keys]
+        raise ArtifactError("the adapter does not fit the model", where=where, details=names[:5])
+    return peft_model
+
+
 def save_adapter(peft_model: PeftModel, folder: Path, *, base_name: str, adapter: str = "default") -> None:
     """Write one adapter (with its score head, if it has one) as ``folder``; others stay out.
 
@@ -270,24 +316,26 @@ def save_adapter(peft_model: PeftModel, folder: Path, *, base_name: str, adapter
 
 def save_full(loaded: PreTrainedModel, folder: Path) -> None:
     """Write all weights as a model folder of its own."""
-    with _quiet():
+    with quiet():
         loaded.save_pretrained(folder)
 
 
-def adapter_settings(adapter_folder: Path) -> dict[str, Any]:
-    """The ``adapter_config.json`` of an adapter of ours."""
-    return dict(json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8")))
+def adapter_rank(peft_model: Any) -> int:
+    """Rank of the adapter named ``default``."""
+    return int(peft_model.peft_config["default"].r)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and tables: what matters in them is checked and raised."""
+def quiet() -> Iterator[None]:
+    """Without transformers' bars, tables and warnings: what matters in them is checked and raised."""
     before = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers_logging.set_verbosity(before)
         if bars:

@@ -1,0 +1,181 @@
+"""Direct preference optimisation (Rafailov et al., 2305.18290): preferences → policy, against the SFT policy.
+
+Continues the SFT adapter, with a frozen copy of it as the reference (TRL's DPOTrainer); writes ``adapter/``, or
+``model/`` without LoRA. A pair counts as decided when its probability reaches ``min_probability``.
+
+    rlhf run CONFIG dpo
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from rlhf_pipeline.config import TrainingSection
+from rlhf_pipeline.metrics import wilson_interval
+from stages.job import Job
+from stages.pairs import load_pairs
+
+if TYPE_CHECKING:
+    from rlhf_pipeline.encoding import EncodedPair
+    from rlhf_pipeline.tokenization import ChatTokenizer
+
+
+class Config(TrainingSection):
+    """Direct preference optimisation."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    """Peak learning rate of AdamW; full fine-tuning wants a tenth of it or less."""
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull towards the SFT policy; raising it keeps the policy closer."""
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "nca_pair"] = "sigmoid"
+    """TRL's loss: ``sigmoid`` is DPO, ``ipo`` does not push decided pairs apart for ever, ``robust`` expects that the
+    share ``label_noise`` of the pairs is the wrong way round, ``sigmoid_norm`` divides by length."""
+    label_noise: float = Field(0.0, ge=0, lt=0.5)
+    """Probability that a judgement is wrong (conservative DPO with ``sigmoid``)."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of an added SFT loss on chosen responses, which keeps their probability from falling."""
+    min_probability: float = Field(0.6, gt=0.5, le=1)
+    """Learn only from pairs whose chosen side is the better one with at least this probability."""
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Encode, train, measure on held-out pairs, save."""
+    import torch
+    from trl.trainer.dpo_config import DPOConfig
+
+    from rlhf_pipeline import models, training
+    from rlhf_pipeline.model_source import load_config
+    from rlhf_pipeline.tokenization import load_tokenizer
+
+    config: Config = job.config
+    model = job.settings.model
+    chat = load_tokenizer(model)
+    limit = training.context_limit(config, load_config(model), job.say)
+    pairs = load_pairs(job, chat, limit=limit, min_probability=config.min_probability)
+    steps = training.plan(config, [len(pair) for pair in pairs.train], seed=job.seed)
+    torch.manual_seed(job.seed)
+    policy, reference = _start(job)
+    losses: dict[str, Any] = {"loss_type": [config.loss]}
+    if config.sft_weight:
+        losses = {"loss_type": [config.loss, "sft"], "loss_weights": [1.0, config.sft_weight]}
+    with training.quiet():
+        trainer = training.DpoTrainer(
+            model=policy,
+            ref_model=reference,
+            args=training.arguments(
+                DPOConfig,
+                config,
+                steps,
+                folder=job.folder / "checkpoints",
+                seed=job.seed,
+                device=job.device,
+                full=config.lora is None,
+                dtype=models.dtype_of(model, job.device),
+                tracking=job.settings.run.tracking,
+                max_length=None,
+                beta=config.beta,
+                label_smoothing=config.label_noise,
+                **losses,
+            ),
+            train_dataset=training.dataset(_columns(pairs.train), steps.order),
+            processing_class=training.processing_class(chat),
+        )
+    job.say(training.describe(trainer.model, steps))
+    with job.track("direct preference optimisation", steps.steps) as advance:
+        trained = training.train(trainer, folder=job.folder, say=job.say, advance=advance)
+    measured = _measure(trainer, pairs.held_out, chat, batch_size=2 * steps.micro_batch)
+    if measured["pairs"]:
+        job.say(
+            f"on held-out pairs the policy prefers the chosen response in {measured['accuracy']:.1%} "
+            f"(95 %: {measured['accuracy_low']:.1%} to {measured['accuracy_high']:.1%}, {measured['pairs']:,} pairs)"
+        )
+    training.finish(trainer.model, model, job.device)
+    training.save(trainer.model, job.folder, model)
+    return {**trained, "rows": pairs.account, **measured}
+
+
+def _start(job: Job) -> tuple[Any, Any]:
+    """The policy to train, and the reference where TRL does not make it as a frozen copy of the adapter."""
+    from rlhf_pipeline import models, training
+
+    config: Config = job.config
+    model = job.settings.model
+    sft = job.inputs["sft"].folder
+    full = models.full_model(sft)
+    dtype = training.weight_dtype(model, job.device, full=config.lora is None)
+    if config.lora is not None:
+        if full is None:
+            adapted = models.load_policy(model, sft, device=job.device, trainable=True)
+            job.say(f"continues the SFT adapter (rank {models.adapter_rank(adapted)}, as there)")
+            return adapted, None
+        job.say("starts a new adapter on the fully fine-tuned SFT model")
+        base = models.load_causal_lm(model, device=job.device, folder=full)
+        return models.add_adapter(base, config.lora, task="CAUSAL_LM"), None
+    job.say("trains all weights, from those of the SFT policy")
+    policy, reference = (models.load_merged(model, sft, device=job.device, dtype=dtype) for _ in range(2))
+    return policy, reference
+
+
+def _columns(pairs: Sequence[EncodedPair]) -> dict[str, list[list[int]]]:
+    return {
+        "prompt_ids": [pair.prompt for pair in pairs],
+        "chosen_ids": [pair.chosen for pair in pairs],
+        "rejected_ids": [pair.rejected for pair in pairs],
+    }
+
+
+def _measure(trainer: Any, pairs: Sequence[EncodedPair], chat: ChatTokenizer, *, batch_size: int) -> dict[str, Any]:
+    """How often the policy, compared with its reference, prefers the chosen response; ties count half.
+
+    ``chosen_shift`` and ``rejected_shift`` are mean log-ratios to the reference in nats: DPO lowers both when it
+    learns by making everything in the data less likely.
+    """
+    if not pairs:
+        return {"accuracy": None, "pairs": 0}
+    shifts = [
+        (after - before)
+        for before, after in zip(
+            _logprobs(trainer, pairs, chat, batch_size, reference=True),
+            _logprobs(trainer, pairs, chat, batch_size, reference=False),
+            strict=True,
+        )
+    ]
+    chosen, rejected = shifts[: len(pairs)], shifts[len(pairs) :]
+    right = sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True))
+    low, high = wilson_interval(right, len(pairs))
+    return {
+        "accuracy": right / len(pairs),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "pairs": len(pairs),
+        "chosen_shift": sum(chosen) / len(pairs),
+        "rejected_shift": sum(rejected) / len(pairs),
+    }
+
+
+def _logprobs(
+    trainer: Any, pairs: Sequence[EncodedPair], chat: ChatTokenizer, batch_size: int, *, reference: bool
+) -> list[float]:
+    """Summed log-probability of all chosen, then of all rejected responses."""
+    import torch
+
+    from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
+
+    model = trainer.model
+    if trainer.ref_model is not None:
+        model = trainer.ref_model if reference else model
+    else:
+        model.set_adapter("ref" if reference else "default")
+    model.eval()
+    prompts = [pair.prompt for pair in pairs] * 2
+    responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    sums: list[float] = []
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            rows = pad_sequences(prompts[part], responses[part], pad_id=chat.pad_id, device=trainer.args.device)
+            sums += response_logprobs(model, rows).sum(-1).tolist()
+    return sums

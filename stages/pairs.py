@@ -1,0 +1,60 @@
+"""The preferences of a run as token ids on two sides, for the stages that learn from pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rlhf_pipeline.errors import DataError
+from stages.job import Job
+from stages.prompts import split_rule
+
+if TYPE_CHECKING:
+    from rlhf_pipeline.encoding import EncodedPair
+    from rlhf_pipeline.tokenization import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Encoded pairs by side, and the account of the rest."""
+
+    train: list[EncodedPair]
+    held_out: list[EncodedPair]
+    account: dict[str, int]
+
+
+def load_pairs(job: Job, chat: ChatTokenizer, *, limit: int, min_probability: float) -> Pairs:
+    """Read what ``collect`` exported, leave out undecided and overlong pairs, split by prompt, and say so.
+
+    Raises:
+        DataError: nothing to train on.
+    """
+    from rlhf_pipeline.encoding import encode_pairs
+    from rlhf_pipeline.records import Preference, read_jsonl
+
+    path = job.inputs["collect"].folder / "preferences.jsonl"
+    read = [Preference.from_json(row) for row in read_jsonl(path)]
+    decided = [p for p in read if p.probability >= min_probability and p.chosen != p.rejected]
+    if not decided:
+        raise DataError(
+            f"none of the {len(read):,} preferences is decided (probability at least {min_probability})",
+            where=str(path),
+            advice="collect more judgements, or lower min_probability",
+        )
+    encoded = encode_pairs(chat, decided, limit=limit)
+    split = split_rule(job.settings)
+    train: list[EncodedPair] = []
+    held_out: list[EncodedPair] = []
+    for place, row in zip(encoded.kept, encoded.rows, strict=True):
+        (held_out if split.is_held_out(decided[place].prompt) else train).append(row)
+    undecided = len(read) - len(decided)
+    job.say(encoded.account("preferences", limit) + (f"; {undecided:,} undecided left out" if undecided else ""))
+    job.say(f"{len(train):,} pairs to train on, {len(held_out):,} held out by prompt")
+    if not train:
+        raise DataError(
+            "every pair is held out, so none is left to train on",
+            where="data.held_out",
+            advice="hold out fewer, or collect judgements on more prompts",
+        )
+    account = {"read": len(read), "undecided": undecided, "overlong": encoded.overlong}
+    return Pairs(train, held_out, account | {"train": len(train), "held_out": len(held_out)})
