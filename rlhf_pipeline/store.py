@@ -248,6 +248,18 @@ class JudgementStore:
         with self.database.read() as connection:
             return judgements_of(connection, round_id, user_id)[::-1]
 
+    def count_of(self, round_id: int, user_id: int) -> int:
+        """How many tasks of a round one person has judged or skipped."""
+        query = (
+            select(func.count())
+            .select_from(assignment)
+            .join(task, task.c.id == assignment.c.task_id)
+            .where(assignment.c.user_id == user_id, assignment.c.state.in_(("done", "skipped")))
+            .where(task.c.round_id == round_id)
+        )
+        with self.database.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def progress(self, round_id: int, now: int | None = None) -> Progress:
         """How far a round is; leases that have run out do not count as held."""
         with self.database.read() as connection:
