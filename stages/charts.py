@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 Point = tuple[float, float]
 
-_WIDTH, _HEIGHT = 440, 250
+SMALL, WIDE = (340, 215), (480, 270)  # where three and where two pictures stand beside each other
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 14, 40
 _MOST_POINTS = 300
 
@@ -62,7 +62,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
     drawn = [Series(s.name, s.colour, thin(s.points)) for s in series if s.points]
     if not drawn:
         return Markup("")
-    frame = _Frame.around([p for s in drawn for p in s.points])
+    frame = _Frame.around([p for s in drawn for p in s.points], SMALL)
     parts = [frame.axes(x_label, y_label)]
     for s in drawn:
         calm = running_mean(s.points) if len(s.points) > 60 else s.points
@@ -78,7 +78,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
         f"{_number(s.points[-1][1])} at {step} {_number(s.points[-1][0])}."
         for s in drawn
     ]
-    return _svg(title, " ".join(words), _WIDTH, _HEIGHT, parts)
+    return _svg(title, " ".join(words), *SMALL, parts)
 
 
 def scatter(
@@ -88,12 +88,13 @@ def scatter(
     *,
     x_label: str,
     y_label: str,
+    size: tuple[int, int] = SMALL,
 ) -> Markup:
     """A trail of points joined in order, fading in with time, and named marks ``(name, colour, (x, y))`` on top."""
     points = list(thin(trail.points, 120)) if trail else []
     if not points and not marks:
         return Markup("")
-    frame = _Frame.around([*points, *(m[2] for m in marks)])
+    frame = _Frame.around([*points, *(m[2] for m in marks)], size)
     parts = [frame.axes(x_label, y_label)]
     if trail and points:
         parts.append(_polyline(frame, points, f"line faint c-{trail.colour}"))
@@ -103,28 +104,30 @@ def scatter(
             parts.append(_dot(frame, p, trail.colour, label, 2.6, opacity))
     for (name, colour, p), y in zip(marks, _spread([frame.y(m[2][1]) + 4 for m in marks], 14), strict=True):
         parts.append(_dot(frame, p, colour, f"{name}: {_number(p[0])}, {_number(p[1])}", 6))
-        at_right = frame.x(p[0]) > _WIDTH - 90
+        at_right = frame.x(p[0]) > size[0] - 90
         x = frame.x(p[0]) + (-10 if at_right else 10)
         parts.append(_text(x, y, name, f"mark c-{colour}", "end" if at_right else "start"))
     words = [f"{name}: {x_label} {_number(p[0])}, {y_label} {_number(p[1])}." for name, _, p in marks]
-    return _svg(title, " ".join(words), _WIDTH, _HEIGHT, parts)
+    return _svg(title, " ".join(words), *size, parts)
 
 
-def interval_plot(title: str, rows: Sequence[Interval], *, x_label: str, chance: float = 0.5) -> Markup:
+def interval_plot(
+    title: str, rows: Sequence[Interval], *, x_label: str, chance: float = 0.5, size: tuple[int, int] = SMALL
+) -> Markup:
     """Shares between 0 and 100 % with their intervals, one row each, beside a line where chance would be."""
     if not rows:
         return Markup("")
-    left, right, row_height = 92, 58, 34
-    height = 12 + row_height * len(rows) + 40
-    bottom = height - 40
+    width, left, right = size[0], 24 + 7.5 * max(len(row.name) for row in rows), 58
+    row_height = min(66.0, max(34.0, (size[1] - 52) / len(rows)))
+    bottom = 12 + row_height * len(rows)
 
     def x(share: float) -> float:
-        return left + (_WIDTH - left - right) * share
+        return left + (width - left - right) * share
 
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_line(x(tick), 8, x(tick), bottom, "grid"))
-        parts.append(_text(x(tick), bottom + 16, f"{100 * tick:.0f} %", "tick", "middle"))
+        parts.append(_line(x(tick), 8, x(tick), bottom, "rule"))
+        parts.append(_text(x(tick), bottom + 16, f"{100 * tick:.0f}", "tick", "middle"))
     parts.append(_line(x(chance), 4, x(chance), bottom, "chance"))
     for index, row in enumerate(rows):
         y = 12 + row_height * (index + 0.5)
@@ -133,10 +136,10 @@ def interval_plot(title: str, rows: Sequence[Interval], *, x_label: str, chance:
         inside += Markup('<circle cx="{:.1f}" cy="{:.1f}" r="6" class="dot c-{}"/>').format(x(row.value), y, row.colour)
         parts.append(Markup("<g><title>{}</title>{}</g>").format(label, inside))
         parts.append(_text(left - 12, y + 4.5, row.name, "name", "end"))
-        parts.append(_text(_WIDTH - 4, y + 4.5, _percent(row.value), "value", "end"))
-    parts.append(_text((left + _WIDTH - right) / 2, height - 6, x_label, "axis", "middle"))
+        parts.append(_text(width - 4, y + 4.5, _percent(row.value), "value", "end"))
+    parts.append(_text((left + width - right) / 2, bottom + 34, x_label, "axis", "middle"))
     words = [f"{r.name}: {_percent(r.value)}, 95 % interval {_percent(r.low)} to {_percent(r.high)}." for r in rows]
-    return _svg(title, " ".join(words), _WIDTH, height, parts)
+    return _svg(title, " ".join(words), width, bottom + 40, parts)
 
 
 _PLACES = {
@@ -226,12 +229,11 @@ def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> Sequence[Point]:
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
-    """Each y as the mean over a window of a tenth of the curve around it (narrower at the ends)."""
+    """Each y as the mean over a window of a tenth of the curve around it, of which the ends have one half."""
     reach = max(1, len(points) // 20)
     calm = []
     for index, (x, _) in enumerate(points):
-        near = min(reach, index, len(points) - 1 - index)
-        window = points[index - near : index + near + 1]
+        window = points[max(0, index - reach) : index + reach + 1]
         calm.append((x, math.fsum(y for _, y in window) / len(window)))
     return calm
 
@@ -253,29 +255,31 @@ class _Frame:
 
     x_ticks: list[float]
     y_ticks: list[float]
+    width: int
+    height: int
 
     @staticmethod
-    def around(points: Iterable[Point]) -> _Frame:
+    def around(points: Iterable[Point], size: tuple[int, int]) -> _Frame:
         xs, ys = zip(*points, strict=True)
-        return _Frame(ticks(min(xs), max(xs)), ticks(min(ys), max(ys), 4))
+        return _Frame(ticks(min(xs), max(xs), 4), ticks(min(ys), max(ys), 4), *size)
 
     def x(self, value: float) -> float:
         share = (value - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * share
+        return _LEFT + (self.width - _LEFT - _RIGHT) * share
 
     def y(self, value: float) -> float:
         share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share
+        return self.height - _BOTTOM - (self.height - _TOP - _BOTTOM) * share
 
     def axes(self, x_label: str, y_label: str) -> Markup:
         parts = []
         for tick in self.y_ticks:
-            parts.append(_line(_LEFT, self.y(tick), _WIDTH - _RIGHT, self.y(tick), "zero" if tick == 0 else "grid"))
+            parts.append(_line(_LEFT, self.y(tick), self.width - _RIGHT, self.y(tick), "zero" if tick == 0 else "rule"))
             parts.append(_text(_LEFT - 7, self.y(tick) + 4, _number(tick), "tick", "end"))
         for tick in self.x_ticks:
-            parts.append(_text(self.x(tick), _HEIGHT - _BOTTOM + 16, _number(tick), "tick", "middle"))
-        parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, x_label, "axis", "middle"))
-        middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+            parts.append(_text(self.x(tick), self.height - _BOTTOM + 16, _number(tick), "tick", "middle"))
+        parts.append(_text((_LEFT + self.width - _RIGHT) / 2, self.height - 6, x_label, "axis", "middle"))
+        middle = (_TOP + self.height - _BOTTOM) / 2
         turned = Markup(
             '<text x="12" y="{0:.0f}" class="axis" text-anchor="middle" transform="rotate(-90 12 {0:.0f})">'
         )

@@ -1,0 +1,156 @@
+"""The pictures: well-formed, escaped, with words for those who cannot see them, and numbers where they belong."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from stages.charts import Interval, Node, Series, chain, interval_plot, line_chart, running_mean, scatter, thin, ticks
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(str(svg))
+
+
+def words(svg: str) -> tuple[str, str]:
+    root = parsed(svg)
+    ids = {e.get("id"): e.text or "" for e in root if e.get("id")}
+    title, description = root.attrib["aria-labelledby"].split()
+    return ids[title], ids[description]
+
+
+def test_ticks() -> None:
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(0, 200) == [0, 50, 100, 150, 200]
+    assert ticks(-0.3, 2.6) == [-1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.3, 2.6), (5, 5), (0, 0), (1e-5, 3e-5), (0, 1e9), (-7, -6.99)])
+def test_ticks_are_round_and_cover(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert 3 <= len(found) <= 9
+    step = found[1] - found[0]
+    mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
+    assert min(abs(mantissa - m) for m in (1, 2, 5)) < 1e-6
+
+
+def test_thin_keeps_the_mean_and_the_ends_close() -> None:
+    points = [(float(i), 2.0 * i) for i in range(10_000)]
+    few = thin(points, 100)
+    assert len(few) == 100
+    assert sum(y for _, y in few) / 100 == pytest.approx(sum(y for _, y in points) / 10_000)
+    assert few[0] == (49.5, 99.0)
+    assert thin(points[:100], 100) == points[:100]
+
+
+def test_running_mean() -> None:
+    assert running_mean([(0, 1), (1, 3), (2, 8)]) == [(0, 2), (1, 4), (2, 5.5)]
+    noisy = [(float(i), (-1.0) ** i) for i in range(400)]
+    assert max(abs(y) for _, y in running_mean(noisy)) <= 1 / 21 + 1e-9
+
+
+def test_line_chart_says_what_it_shows() -> None:
+    svg = line_chart("Loss", [Series("training", "sft", [(1, 3.0), (50, 1.25)])], x_label="step", y_label="nats")
+    assert words(svg) == ("Loss", "training: 3 at step 1, 1.25 at step 50.")
+    assert len(parsed(svg).findall(f"{SVG}polyline")) == 1
+    assert line_chart("Loss", [Series("none", "sft", [])], x_label="", y_label="") == ""
+
+
+def test_points_stand_where_the_ticks_say() -> None:
+    svg = line_chart("t", [Series("s", "sft", [(0, 0), (100, 4)])], x_label="x", y_label="y")
+    root = parsed(svg)
+    first, last = (tuple(map(float, p.split(","))) for p in root.find(f"{SVG}polyline").attrib["points"].split())  # type: ignore[union-attr]
+    texts = {e.text: e for e in root.findall(f"{SVG}text") if e.get("class") == "tick"}
+    assert float(texts["100"].attrib["x"]) == pytest.approx(last[0], abs=0.1)
+    assert float(texts["4"].attrib["y"]) - 4 == pytest.approx(last[1], abs=0.1)
+    assert first[0] < last[0]
+    assert first[1] > last[1], "up is more"
+
+
+def test_many_points_are_drawn_faintly_below_their_mean() -> None:
+    svg = line_chart("t", [Series("s", "ppo", [(i, i % 7) for i in range(2000)])], x_label="x", y_label="y")
+    classes = [e.get("class") for e in parsed(svg).findall(f"{SVG}polyline")]
+    assert classes == ["line faint c-ppo", "line c-ppo"]
+    assert len(svg) < 15_000
+
+
+@pytest.mark.parametrize("points", [[(1.0, 2.0)], [(5.0, 0.0), (5.0, 0.0)], [(0.0, 1e-9), (1.0, 1e9)]])
+def test_degenerate_ranges_are_drawn(points: list[tuple[float, float]]) -> None:
+    svg = line_chart("t", [Series("s", "sft", points)], x_label="x", y_label="y")
+    assert "nan" not in svg
+    assert "inf" not in svg.replace("information", "")
+    parsed(svg)
+
+
+def test_interval_plot() -> None:
+    rows = [Interval("DPO", "dpo", 0.8, 0.7, 0.9), Interval("PPO", "ppo", 0.5, 0.4, 0.6)]
+    svg = interval_plot("Win rates", rows, x_label="wins")
+    title, description = words(svg)
+    assert title == "Win rates"
+    assert description.startswith("DPO: 80.0 %, 95 % interval 70.0 % to 90.0 %.")
+    root = parsed(svg)
+    chance = next(e for e in root.iter(f"{SVG}line") if e.get("class") == "chance")
+    dots = [float(e.attrib["cx"]) for e in root.iter(f"{SVG}circle")]
+    assert dots[1] == pytest.approx(float(chance.attrib["x1"])), "50 % lies on the line of chance"
+    assert dots[0] > dots[1]
+    assert interval_plot("none", [], x_label="") == ""
+
+
+def test_scatter_keeps_labels_apart() -> None:
+    marks = [(name, name, (1.0, 1.0)) for name in ("sft", "dpo", "ppo")]
+    svg = scatter("t", None, [*marks, ("base", "base", (40.0, 0.0))], x_label="x", y_label="y")
+    heights = sorted(float(e.attrib["y"]) for e in parsed(svg).iter(f"{SVG}text") if "mark" in e.attrib["class"])[:3]
+    assert heights[1] - heights[0] >= 14
+    assert heights[2] - heights[1] >= 14
+    assert scatter("t", None, [], x_label="", y_label="") == ""
+
+
+def test_text_is_escaped_everywhere() -> None:
+    bad = '</svg><script>alert("x")</script>'
+    pictures = [
+        line_chart(bad, [Series(bad, "sft", [(0, 1), (1, 2)])], x_label=bad, y_label=bad),
+        scatter(bad, Series(bad, "ppo", [(0, 1)]), [(bad, "sft", (0, 0))], x_label=bad, y_label=bad),
+        interval_plot(bad, [Interval(bad, "sft", 0.5, 0.4, 0.6)], x_label=bad),
+        chain(bad, {"base": Node(bad, "given", (bad, bad), bad)}),
+    ]
+    for svg in pictures:
+        assert "<script" not in svg
+        parsed(svg)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_chain_stays_within_its_frame(upright: bool) -> None:
+    names = ("base", "sft", "sample", "collect", "reward", "dpo", "ppo", "evaluate")
+    svg = chain("Chain", {n: Node(n, "complete", ("complete", "12345678 · 44 s"), n) for n in names}, upright=upright)
+    root = parsed(svg)
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    boxes = [tuple(float(e.attrib[k]) for k in ("x", "y", "width", "height")) for e in root.iter(f"{SVG}rect")]
+    assert len(boxes) == 8
+    for x, y, w, h in boxes:
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= width
+        assert y + h <= height
+    for i, (x, y, w, h) in enumerate(boxes):
+        for x2, y2, w2, h2 in boxes[i + 1 :]:
+            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y, "boxes do not overlap"
+    arrows = [e.attrib["d"] for e in root.iter(f"{SVG}path")]
+    assert len(arrows) == 10
+    for path in arrows:
+        numbers = [float(n) for n in re.findall(r"-?[\d.]+", path)]
+        xs, ys = numbers[::2], numbers[1::2]
+        assert min(numbers) >= 0
+        assert max(xs) <= width
+        assert max(ys) <= height
+
+
+def test_stages_that_are_left_out_have_no_arrows() -> None:
+    nodes = {n: Node(n, "complete", ("", ""), n) for n in ("base", "sft", "evaluate")}
+    assert len(list(parsed(chain("c", nodes)).iter(f"{SVG}path"))) == 1
