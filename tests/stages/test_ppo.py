@@ -1,0 +1,353 @@
+"""The PPO stage: what it writes, resuming to the bit, its own checks, and convergence to the known optimum."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from rlhf_pipeline import logprobs, models
+from rlhf_pipeline.config import LoraSection, ModelConfig
+from rlhf_pipeline.data import DataConfig
+from rlhf_pipeline.errors import DataError, TrainingError
+from rlhf_pipeline.metrics import read_metrics
+from rlhf_pipeline.roles import Roles
+from stages import ppo
+from stages.job import Job
+from tests import tiny_models
+
+SMALL: dict[str, Any] = {
+    "iterations": 4, "rollout_batch": 8, "num_ppo_epochs": 2, "num_minibatches": 2, "micro_batch_tokens": 120,
+    "max_new_tokens": 6, "reference_samples": 8, "save_every": 1, "learning_rate": 1e-3, "value_learning_rate": 1e-3,
+    "target_kl": 10.0,
+}  # fmt: skip
+NAMES = {
+    "objective/kl", "objective/kl_k3", "objective/entropy", "objective/scores", "objective/rlhf_reward",
+    "ppo/policy/approxkl", "ppo/policy/clipfrac", "ppo/loss/policy", "ppo/loss/value", "ppo/val/clipfrac",
+    "ppo/val/explained_variance", "ppo/ratio_check", "response/length", "response/ended", "seconds/rollout",
+    "seconds/score", "seconds/train", "learning_rate",
+}  # fmt: skip
+
+
+def make_inputs(
+    folder: Path, family: str = "llama", *, full_sft: bool = False, full_reward: bool = False
+) -> ModelConfig:
+    """A tiny base with an SFT policy, a reward model and prompts, as earlier stages would leave them."""
+    model = tiny_models.make(family, folder / "base")
+    roles = Roles(models.load_causal_lm(model, device="cpu"))
+    torch.manual_seed(1)
+    for name in ("sft", "reward"):
+        roles.add(name, lora=LoraSection(rank=4, alpha=8))
+        with torch.no_grad():
+            for parameter in roles.parameters(name):
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    if full_sft:
+        models.save_full(models.load_causal_lm(model, device="cpu"), folder / "sft" / "model")
+    else:
+        roles.save("sft", folder / "sft" / "adapter")
+    if full_reward:
+        classifier = models.load_classifier(model, device="cpu")
+        classifier.score.weight.data.normal_()
+        models.save_full(classifier, folder / "reward" / "model")
+    else:
+        roles.save("reward", folder / "reward" / "adapter")
+        path = folder / "reward" / "adapter" / "adapter_model.safetensors"
+        save_file({**load_file(path), models.SCORE_KEY: torch.randn(1, 32)}, path)
+    rows = [{"prompt": [{"role": "user", "content": f"Why is {word}?"}]} for word in "abcdefghijklmnopqrstuvwxyz"]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return model
+
+
+def make_job(folder: Path, model: ModelConfig, name: str = "ppo", **changes: Any) -> Job:
+    settings = SimpleNamespace(
+        model=model,
+        data=DataConfig(prompts={"path": str(folder / "prompts.jsonl")}, held_out=0.2),
+        run=SimpleNamespace(seed=0),
+    )
+    (folder / name).mkdir(exist_ok=True)
+    inputs = {stage: SimpleNamespace(folder=folder / stage) for stage in ("sft", "reward")}
+    config = ppo.Config(**{**SMALL, **changes})
+    return Job(config, settings, folder / name, inputs, folder, 0, "cpu")  # type: ignore[arg-type]
+
+
+def result(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    rows = read_metrics(folder / "metrics.jsonl")
+    return load_file(folder / "adapter" / "adapter_model.safetensors"), [
+        {key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows
+    ]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (tensors, rows), (others, other_rows) = result(one), result(other)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[key], others[key]) for key in tensors)
+    assert rows == other_rows
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_family_learns(family: str, tmp_path: Path) -> None:
+    model = make_inputs(tmp_path, family)
+    metrics = ppo.run(make_job(tmp_path, model, iterations=2))
+    rows = read_metrics(tmp_path / "ppo" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert not NAMES - rows[0].keys()
+    assert all(value is not None and math.isfinite(value) for row in rows for value in row.values())
+    assert rows[0]["objective/kl"] == 0
+    assert rows[1]["objective/kl_k3"] > 0
+    assert max(row["ppo/ratio_check"] for row in rows) < 1e-5
+    assert metrics["step"] == 2
+    policy = PeftModel.from_pretrained(models.load_causal_lm(model, device="cpu"), tmp_path / "ppo" / "adapter")
+    started, ended = load_file(tmp_path / "sft" / "adapter" / "adapter_model.safetensors"), result(tmp_path / "ppo")[0]
+    assert started.keys() == ended.keys()
+    assert all(not torch.equal(started[key], ended[key]) for key in started)
+    assert policy.peft_config["default"].base_model_name_or_path == model.name
+
+
+@pytest.mark.parametrize(("full_sft", "full_reward"), [(True, False), (False, True), (True, True)])
+def test_full_fine_tuning_before_it(full_sft: bool, full_reward: bool, tmp_path: Path) -> None:
+    """A full SFT model is the base; a full reward model is a scorer of its own."""
+    model = make_inputs(tmp_path, full_sft=full_sft, full_reward=full_reward)
+    job = make_job(tmp_path, model, lora=LoraSection(rank=3))
+    ppo.run(job)
+    rows = read_metrics(tmp_path / "ppo" / "metrics.jsonl")
+    assert rows[0]["objective/kl"] == 0
+    assert rows[-1]["objective/kl_k3"] > 0
+    rank = next(t.shape[0] for k, t in result(tmp_path / "ppo")[0].items() if "lora_A" in k)
+    assert rank == (3 if full_sft else 4)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path).model_copy(update={"dtype": "bfloat16"})
+    ppo.run(make_job(tmp_path, model, iterations=2))
+    tensors, rows = result(tmp_path / "ppo")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert max(row["ppo/ratio_check"] for row in rows) < 1e-5  # same micro-batches, same bits
+
+
+def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_inputs(tmp_path)
+    ppo.run(make_job(tmp_path, model, "whole", adaptive_kl=0.5))
+    learn, calls = ppo._learn, itertools.count(1)
+
+    def learn_and_fail(*arguments: Any) -> dict[str, float]:
+        learnt = learn(*arguments)
+        if next(calls) in (1, 3, 4):  # before any checkpoint; after the first; right after resuming
+            raise KeyboardInterrupt
+        return learnt
+
+    monkeypatch.setattr(ppo, "_learn", learn_and_fail)
+    job = make_job(tmp_path, model, adaptive_kl=0.5)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            ppo.run(job)
+    ppo.run(job)
+    assert_same(tmp_path / "whole", tmp_path / "ppo")
+    assert next(calls) == 8  # 1 lost, 1 kept, 2 lost, 3 more: what was done is not done again
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_inputs(tmp_path)
+    ppo.run(make_job(tmp_path, model, "whole"))
+    job = make_job(tmp_path, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(Roles, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ppo.run(job)
+    kept = sorted(p.name for p in (job.folder / "checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000003"]
+    state = job.folder / "checkpoints" / "step-000003" / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(bytes(content))
+    capsys.readouterr()
+    ppo.run(job)
+    assert "resumed after iteration 2 of 4 (damaged and left out: step-000003)" in capsys.readouterr().out
+    assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from rlhf_pipeline import metrics
+from tests.stages.test_ppo import make_job, ppo, ModelConfig
+torch.set_num_threads(1)
+write = metrics.MetricsWriter.write
+def write_and_die(self, row):
+    write(self, row)
+    if row["step"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+metrics.MetricsWriter.write = write_and_die
+folder = Path(sys.argv[1])
+ppo.run(make_job(folder, ModelConfig(name=str(folder / "base"))))
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_ends_the_same(tmp_path: Path) -> None:
+    """kill -9 between an iteration's line and its checkpoint."""
+    model = make_inputs(tmp_path)
+    ppo.run(make_job(tmp_path, model, "whole"))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], env={**os.environ}
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert len(read_metrics(tmp_path / "ppo" / "metrics.jsonl")) == 3
+    ppo.run(make_job(tmp_path, model))
+    assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+def test_micro_batches_change_rounding_only(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path)
+    rows = []
+    for name, tokens in (("small", 1), ("large", 100_000)):
+        ppo.run(make_job(tmp_path, model, name, iterations=1, micro_batch_tokens=tokens))
+        rows.append(result(tmp_path / name)[1][0])
+    for key, value in rows[0].items():
+        assert value == pytest.approx(rows[1][key], rel=1e-3, abs=1e-5), key
+
+
+def test_passes_stop_when_the_policy_has_moved_far_enough(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path)
+    ppo.run(make_job(tmp_path, model, iterations=1, target_kl=1e-9))
+    assert result(tmp_path / "ppo")[1][0]["ppo/passes"] == pytest.approx(
+        0.5, abs=0.2
+    )  # one of four steps of half a pass
+
+
+def test_the_learning_rate_falls_to_zero(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path)
+    ppo.run(make_job(tmp_path, model))
+    assert [row["learning_rate"] for row in result(tmp_path / "ppo")[1]] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_it_notices_its_own_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_pipeline import rollout as rollouts
+
+    model = make_inputs(tmp_path)
+    measure, add = rollouts.measure, Roles.add
+
+    def stale(*arguments: Any, **options: Any) -> rollouts.Measured:
+        measured = measure(*arguments, **options)
+        return dataclasses.replace(measured, logprobs=measured.logprobs - 0.01)
+
+    def careless(self: Roles, name: str, **options: Any) -> None:
+        add(self, name, **({"folder": tmp_path / "reward" / "adapter"} if name == "policy" else options))
+
+    def greedy(roles: Roles, rollout: rollouts.Rollout, groups: Any) -> torch.Tensor:
+        with torch.no_grad():
+            roles.parameters("reward")[0].add_(1e-7)
+        return torch.arange(float(len(rollout.prompts)))
+
+    for place, name, wrong, message in (
+        (rollouts, "measure", stale, "first probability ratio .* differs from 1 by 0.01"),
+        (Roles, "add", careless, "does not start as the SFT policy"),
+        (rollouts, "adapter_scores", greedy, "must not change: reward"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, wrong)
+            with pytest.raises(TrainingError, match=message):
+                ppo.run(make_job(tmp_path, model, name))
+        assert not (tmp_path / name / "adapter").exists()
+
+
+def test_scores_that_do_not_differ_are_refused(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path)
+    path = tmp_path / "reward" / "adapter" / "adapter_model.safetensors"
+    save_file({**load_file(path), models.SCORE_KEY: torch.zeros(1, 32)}, path)
+    with pytest.raises(TrainingError, match=r"standard deviation 0: there is nothing to learn"):
+        ppo.run(make_job(tmp_path, model))
+
+
+def test_overlong_prompts_are_counted_and_none_left_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_inputs(tmp_path)
+    with (tmp_path / "prompts.jsonl").open("a", encoding="utf-8") as out:
+        for i in range(10):
+            out.write(json.dumps({"prompt": [{"role": "user", "content": f"{i} why " * 40}]}) + "\n")
+    ppo.run(make_job(tmp_path, model, iterations=1, max_prompt_length=60))
+    assert "prompts have more than 60 tokens and are left out" in capsys.readouterr().out
+    with pytest.raises(
+        DataError, match=r"ppo.max_prompt_length: none of the \d+ training prompts has at most 3 tokens"
+    ):
+        ppo.run(make_job(tmp_path, model, max_prompt_length=3))
+
+
+def test_settings_that_cannot_be_met() -> None:
+    with pytest.raises(ValueError, match=r"num_minibatches \(5\) exceeds rollout_batch \(4\)"):
+        ppo.Config(num_minibatches=5, rollout_batch=4)
+
+
+@pytest.mark.slow
+def test_it_converges_to_the_known_optimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts, five words and a stop, at most two tokens: π_ref exp(score / β) / Z over all 31 responses each."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from rlhf_pipeline import rollout as rollouts
+    from rlhf_pipeline import tokenization
+
+    words, prompts = 6, [[1, 2], [3, 4, 5]]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=words, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.1,
+    )  # fmt: skip
+    roles = Roles(LlamaForCausalLM(config).eval())
+    roles.add("reference", lora=LoraSection(rank=8, alpha=16))
+    roles.add("policy", copy_of="reference", trainable=True)
+    roles.add("value", lora=LoraSection(rank=8, alpha=16), trainable=True)
+    roles.set_head("value", torch.zeros(1, 32))
+    responses = [[0], *([a, b] for a in range(1, words) for b in range(words))]
+    table = {(tuple(p), tuple(r)): torch.randn(()).item() for p in prompts for r in responses}
+
+    def score(rollout: rollouts.Rollout, _: Any) -> torch.Tensor:
+        pairs = zip(rollout.prompts, rollout.responses, strict=True)
+        return torch.tensor([table[tuple(p), tuple(r)] for p, r in pairs])
+
+    def distribution(role: str, prompt: list[int]) -> torch.Tensor:
+        sequences = logprobs.pad_sequences([prompt] * len(responses), responses, pad_id=1)
+        with torch.no_grad(), roles.use(role) as model:
+            return logprobs.response_logprobs(model, sequences).double().sum(1)
+
+    chat = SimpleNamespace(stop_ids=frozenset({0}), end_id=0, pad_id=1)
+    monkeypatch.setattr(tokenization, "load_tokenizer", lambda _: chat)
+    monkeypatch.setattr(ppo, "_encoded_prompts", lambda *_: prompts)
+    monkeypatch.setattr(ppo, "_roles", lambda *_: (roles, score))
+    monkeypatch.setattr(rollouts.ScoreScale, "of", lambda _: rollouts.ScoreScale(0.0, 1.0))
+    start = [distribution("policy", p) for p in prompts]
+    ppo.run(
+        make_job(
+            tmp_path, ModelConfig(name="toy"), iterations=100, rollout_batch=256, kl_coef=1.0, missing_eos_penalty=0.0,
+            max_new_tokens=2, learning_rate=5e-3, value_learning_rate=5e-3, save_every=1000, micro_batch_tokens=4096,
+            generation_batch=256,
+        )
+    )  # fmt: skip
+    for prompt, ref in zip(prompts, start, strict=True):
+        assert ref.exp().sum().item() == pytest.approx(1, abs=1e-5)
+        scores = torch.tensor([table[tuple(prompt), tuple(r)] for r in responses]).double()
+        optimum, found = torch.softmax(ref + scores, 0), distribution("policy", prompt)
+
+        def objective(p: torch.Tensor, scores: torch.Tensor = scores, ref: torch.Tensor = ref) -> float:
+            return (p * (scores - (p.log() - ref))).sum().item()
+
+        before, after = (0.5 * (p.exp() - optimum).abs().sum().item() for p in (ref, found))
+        assert before > 0.3
+        assert after < 0.05
+        best, reached = objective(optimum), objective(found.exp() / found.exp().sum())
+        assert best - reached < 0.05 * abs(best - objective(ref.exp()))
+    assert max(row["ppo/ratio_check"] for row in result(tmp_path / "ppo")[1]) < 1e-5
