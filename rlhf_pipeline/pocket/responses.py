@@ -66,10 +66,8 @@ def _body(rng: random.Random, request: Request, attributes: Attributes) -> tuple
     if request.kind == "thank" and right and not attributes.long and rng.random() < 0.6:
         return [], topic.thing
     # Whoever complains, thanks or needs cheering up gets a tip; whoever asks to hear it again gets any fact.
-    kind = request.asked
-    if kind is None:
-        kind = rng.choice(_KINDS) if request.kind == "follow_up" else "step"
-    return _facts(rng, topic, kind, right, attributes.long), topic.thing
+    tip: FactKind = rng.choice(_KINDS) if request.kind == "follow_up" else "step"
+    return _facts(rng, topic, request.asked or tip, right, attributes.long), topic.thing
 
 
 _KINDS: tuple[FactKind, ...] = ("step", "reason", "definition", "choice")
