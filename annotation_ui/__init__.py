@@ -1,0 +1,1 @@
+"""The annotation app: people compare responses in a browser."""

@@ -1,7 +1,7 @@
 """The annotation app: one FastAPI process with a sign-in page, a small JSON API and the Gradio page mounted in it.
 
-The page is Gradio's; ``static/judge.js`` fills it from the API, answers keys, shows the next pair at once and keeps what
-has not been sent. Without the script the same buttons are Gradio events that call the same functions.
+The page is Gradio's; ``static/judge.js`` fills it from the API, answers keys, shows the next pair at once and keeps
+what has not been sent. Without the script the same buttons are Gradio events that call the same functions.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def serve(store_url: str, round_id: int, *, host: str = "127.0.0.1", port: int =
         progress = store.progress(round_id)
         print(f"judge at  http://{'[::1]' if host == '::1' else host}:{port}", flush=True)
         print(f"{progress.remaining:,} of {progress.wanted:,} judgements to go; Ctrl+C stops", flush=True)
-        config = uvicorn.Config(app.guard, log_level="warning", timeout_graceful_shutdown=3)  # type: ignore[arg-type]
+        config = uvicorn.Config(app.guard, log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         store.close()
@@ -230,7 +230,8 @@ def _theme() -> gr.themes.Base:
 
 def _page(judging: Judging) -> gr.Blocks:
     guidelines = judging.store.guidelines(judging.round_id)
-    with gr.Blocks(title="Compare responses", analytics_enabled=False) as page, gr.Column(elem_id="judge"):
+    page: gr.Blocks = gr.Blocks(title="Compare responses", analytics_enabled=False)
+    with page, gr.Column(elem_id="judge"):
         held = gr.Textbox(visible=False)
         with gr.Column(elem_classes="plain"):
             status = gr.Textbox(label="Status", interactive=False, elem_id="plain-status")
@@ -253,16 +254,21 @@ def _page(judging: Judging) -> gr.Blocks:
     return page
 
 
+def _caller(request: gr.Request) -> int:
+    """Who is signed in: the guard has seen to it that somebody is."""
+    return int(request.username or 0)
+
+
 def _on_load(judging: Judging) -> Any:
     def load(request: gr.Request) -> tuple[str, ...]:
-        return _plain_view(judging.next(int(request.username), 1))
+        return _plain_view(judging.next(_caller(request), 1))
 
     return load
 
 
 def _on_choice(judging: Judging, side: str) -> Any:
     def choose(held: str, request: gr.Request) -> tuple[str, ...]:
-        user_id = int(request.username)
+        user_id = _caller(request)
         assignment, _, token = (held or "").partition(":")
         if not assignment.isdigit():
             return _plain_view(judging.next(user_id, 1))
@@ -277,7 +283,7 @@ def _on_choice(judging: Judging, side: str) -> Any:
 
 def _on_undo(judging: Judging) -> Any:
     def take_back(request: gr.Request) -> tuple[str, ...]:
-        user_id = int(request.username)
+        user_id = _caller(request)
         undone = judging.undo(user_id, {"client_token": f"plain-{secrets.token_hex(8)}"})
         if undone["task"] is None:
             return _plain_view(judging.next(user_id, 1), "There is nothing to undo.")

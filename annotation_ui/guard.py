@@ -96,12 +96,11 @@ class Guard:
             return
         # Pages are rewritten, so they must come uncompressed.
         scope["headers"] = [(k, v) for k, v in scope["headers"] if k.lower() != b"accept-encoding"]
-        body = _Body(receive, send)
-        try:
-            await self._app(scope, body, send)
-        except BodyTooLarge:
-            if not send.started:
-                await _plain(send, 413, "the request is too large")
+        body = await _read_body(receive)
+        if body is None:
+            await _plain(send, 413, "the request is too large")
+        else:
+            await self._app(scope, _Replay(body, receive), send)
 
     def forget(self, token: str) -> None:
         """Look this session up again at its next request."""
@@ -150,22 +149,30 @@ def read_cookie(header: str) -> str | None:
     return cookie.value if cookie is not None and cookie.value else None
 
 
-class BodyTooLarge(Exception):
-    """More than :data:`LARGEST_BODY` bytes came without having been announced."""
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body, or None where it is larger than :data:`LARGEST_BODY`."""
+    body = b""
+    while True:
+        message = await receive()
+        body += bytes(message.get("body", b""))
+        if len(body) > LARGEST_BODY:
+            return None
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return body
 
 
-class _Body:
-    """``receive`` that stops counting kindly at the largest body."""
+class _Replay:
+    """``receive`` that gives the body that was read, then what comes after it."""
 
-    def __init__(self, receive: Receive, send: _Answer) -> None:
-        self._receive, self._left = receive, LARGEST_BODY
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
 
     async def __call__(self) -> MutableMapping[str, Any]:
-        message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise BodyTooLarge
-        return message
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
 
 
 class _Answer:
@@ -175,11 +182,9 @@ class _Answer:
         self._send, self._nonce, self._page = send, nonce, page
         self._start: MutableMapping[str, Any] = {}
         self._body = b""
-        self.started = False
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
             kept = [(k, v) for k, v in message["headers"] if not k.lower().startswith(b"access-control-")]
             added = {**_HEADERS, "content-security-policy": _POLICY.format(nonce=self._nonce)}
             names = {k.lower() for k, _ in kept}
@@ -190,7 +195,7 @@ class _Answer:
                 await self._send(message)
             self._start = message
             return
-        if not self._page:
+        if not self._page or message["type"] != "http.response.body":
             await self._send(message)
             return
         self._body += message.get("body", b"")

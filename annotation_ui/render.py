@@ -1,8 +1,8 @@
 """Text of a model or a person → HTML that shows all of it and does nothing.
 
-Model text is never trusted: raw HTML stays visible text, links and images stay as they were written (nothing is fetched,
-nothing can be clicked, no address hides behind a word), and characters that cannot be seen are shown by name. What
-Markdown makes of the rest passes through a sanitiser as a second line. The page can always show the exact text instead.
+Model text is never trusted: raw HTML stays visible text, links and images stay as they were written (nothing is
+fetched, nothing can be clicked, no address hides behind a word), and characters that cannot be seen are shown by name.
+What Markdown makes of the rest passes through a sanitiser as a second line. The page can always show the text itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARSER = (
     .disable(["image", "link", "autolink", "reference", "entity", "html_block", "html_inline"])
 )
 
-# C0 and C1 controls, direction marks and overrides, separators, fillers; not ZWNJ and ZWJ, which Persian, Indic scripts and emoji need.
+# Controls, direction marks and overrides, separators, fillers; not ZWNJ and ZWJ, which Persian and emoji need.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"

@@ -19,7 +19,7 @@ from rlhf_pipeline.store import JudgementStore
 from rlhf_pipeline.store_records import Answer, Assignment, Progress
 
 HOLD = 4
-"""Tasks that a person holds: the one on the screen and three ahead, so that judging goes on while the network is away."""
+"""Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""
 
 PROGRESS_SECONDS = 1.0
 """How old the shown progress may be: counting a large round for every judgement would cost more than the judgement."""
@@ -121,7 +121,7 @@ def _answer(assignment: Assignment, payload: Mapping[str, Any]) -> Answer:
     if side not in SIDES:
         raise AnswerRefused(f"choice is none of {', '.join(SIDES)}")
     times = {name: _number(payload, name) for name in _TIMES if payload.get(name) is not None}
-    common = {"client_token": _token(payload), "assignment_id": assignment.id, **times}
+    common: dict[str, Any] = {"client_token": _token(payload), "assignment_id": assignment.id, **times}
     common["keys_used"] = payload.get("keys_used") is True
     if side in ("left", "right"):
         return Answer(choice="response", response_id=assignment.responses[side == "right"].id, **common)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from annotation_ui.guard import COOKIE, LARGEST_BODY, Guard
+from rlhf_pipeline.errors import StoreError
+from rlhf_pipeline.store import JudgementStore
+
+HERE = "http://127.0.0.1:7860"
+SAME = {"origin": HERE}
+
+
+@pytest.fixture
+def client(app_and_store: tuple[Guard, JudgementStore, int]) -> TestClient:
+    return TestClient(app_and_store[0], base_url=HERE, follow_redirects=False)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ann(client: TestClient) -> TestClient:
+    assert client.post("/login", data={"name": "Ann"}, headers=SAME).status_code == 303
+    return client
+
+
+def test_without_a_session_there_is_only_the_sign_in_page(client: TestClient) -> None:
+    assert client.get("/").headers["location"] == "/login"
+    assert client.get("/login").status_code == 200
+    for path in ("/config", "/theme.css", "/api/v1/me", "/api/v1/progress", "/app/judge.js", "/assets/x.js"):
+        assert client.get(path).status_code == 401, path
+    for path in ("/api/v1/tasks/next", "/api/v1/judgements", "/api/v1/undo", "/gradio_api/run/predict"):
+        assert client.post(path, json={}, headers=SAME).status_code == 401, path
+
+
+def test_the_cookie_is_ours_and_out_of_scripts_reach(client: TestClient) -> None:
+    cookie = client.post("/login", data={"name": "Ann"}, headers=SAME).headers["set-cookie"]
+    assert cookie.startswith(f"{COOKIE}=")
+    for part in ("HttpOnly", "SameSite=lax", "Path=/"):
+        assert part in cookie
+
+
+def test_signing_out_ends_the_session_on_the_server(ann: TestClient) -> None:
+    token = ann.cookies[COOKIE]
+    assert ann.get("/api/v1/me").status_code == 200
+    ann.post("/logout", headers=SAME)
+    ann.cookies.set(COOKIE, token)
+    assert ann.get("/api/v1/me").status_code == 401
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 81, "a\u202eb"])
+def test_names_that_are_refused_are_shown_escaped(client: TestClient, name: str) -> None:
+    answer = client.post("/login", data={"name": name + ('"><script>' if name == "x" * 81 else "")}, headers=SAME)
+    assert answer.status_code == 400
+    assert "set-cookie" not in answer.headers
+    assert "<script>" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/upload",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=https://evil.test",
+        "/gradio_api/queue/join",
+        "/gradio_api/queue/data",
+        "/gradio_api/call/predict",
+        "/gradio_api/info",
+        "/gradio_api/startup-events",
+        "/gradio_api/heartbeat/x",
+        "/monitoring",
+        "/gradio_api/runs",
+        "/proxy=https://evil.test",
+        "/assets/../../../etc/passwd",
+        "/static/..%2f..%2fapp.py",
+        "/docs",
+        "/openapi.json",
+        "/robots.txt",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_no_other_path_exists(ann: TestClient, method: str, path: str) -> None:
+    assert ann.request(method, path, headers=SAME).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_no_other_method_exists(ann: TestClient, method: str) -> None:
+    assert ann.request(method, "/api/v1/judgements", headers=SAME).status_code == 404
+
+
+@pytest.mark.parametrize("origin", ["http://evil.test", "null", "http://127.0.0.1:9999", None])
+def test_posts_from_elsewhere_are_refused(ann: TestClient, origin: str | None) -> None:
+    headers = {"origin": origin} if origin else {}
+    assert ann.post("/api/v1/tasks/next", json={}, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["evil.test", "evil.test:7860", "127.0.0.1", "localhost:1"])
+def test_other_host_names_are_refused(ann: TestClient, host: str) -> None:
+    assert ann.get("/api/v1/me", headers={"host": host}).status_code == 421
+
+
+def test_large_bodies_are_refused(ann: TestClient) -> None:
+    big = b" " * (LARGEST_BODY + 1)
+    assert ann.post("/api/v1/tasks/next", content=big, headers=SAME).status_code == 413
+
+    def parts() -> Any:
+        for _ in range(LARGEST_BODY // 1024 + 2):
+            yield b" " * 1024
+
+    assert ann.post("/api/v1/tasks/next", content=parts(), headers=SAME).status_code == 413
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe", b"1"])
+def test_bodies_that_are_no_object(ann: TestClient, body: bytes) -> None:
+    assert ann.post("/api/v1/judgements", content=body, headers=SAME).status_code == 400
+
+
+def test_every_answer_carries_the_headers(ann: TestClient) -> None:
+    for path in ("/", "/login", "/api/v1/me", "/app/judge.js", "/nowhere"):
+        headers = ann.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        policy = headers["content-security-policy"]
+        assert "unsafe-eval" not in policy
+        assert "script-src 'self' 'nonce-" in policy
+        assert not [name for name in headers if name.startswith("access-control")]
+
+
+def test_every_inline_script_of_the_page_has_the_nonce_of_its_answer(ann: TestClient) -> None:
+    first, second = ann.get("/"), ann.get("/")
+    nonce = first.headers["content-security-policy"].split("'nonce-")[1].split("'")[0]
+    assert first.text.count("<script") == first.text.count(f'<script nonce="{nonce}"') > 0
+    assert nonce not in second.text
+    assert "og:image" not in first.text
+
+
+def test_judging_through_the_api(ann: TestClient, app_and_store: tuple[Guard, JudgementStore, int]) -> None:
+    _, store, round_id = app_and_store
+    tasks = ann.post("/api/v1/tasks/next", json={}, headers=SAME).json()["tasks"]
+    body = {"assignment": tasks[0]["assignment"], "choice": "tie", "client_token": "token-0001"}
+    first = ann.post("/api/v1/judgements", json=body, headers=SAME)
+    again = ann.post("/api/v1/judgements", json=body, headers=SAME)
+    assert (first.status_code, first.json()["known"], again.json()["known"]) == (200, False, True)
+    assert [row.choice for row in store.judgements(round_id)] == ["tie"]
+    refused = ann.post("/api/v1/judgements", json={**body, "assignment": 999}, headers=SAME)
+    assert refused.status_code == 409
+    assert "not yours" in refused.json()["error"]
+
+
+def test_a_store_that_fails_answers_so_that_the_page_tries_again(
+    ann: TestClient, app_and_store: tuple[Guard, JudgementStore, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(app_and_store[1], "lease", full)
+    answer = ann.post("/api/v1/tasks/next", json={}, headers=SAME)
+    assert (answer.status_code, answer.json()) == (503, {"error": "the disk is full"})
