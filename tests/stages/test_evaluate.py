@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 
 from rlhf_pipeline import artifacts, models
-from rlhf_pipeline.config import LoraSection, ModelConfig
+from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data import SourceConfig
 from rlhf_pipeline.errors import ConfigError
 from rlhf_pipeline.records import messages_from_json, read_jsonl
@@ -22,6 +22,7 @@ from rlhf_pipeline.tokenization import load_tokenizer
 from stages import evaluate
 from stages.job import Job
 from tests import tiny_models
+from tests.stages.tiny_run import finish, make_adapter
 
 PROMPTS = 60
 SMALL = {"prompts": 12, "max_new_tokens": 6, "batch_size": 5}
@@ -38,26 +39,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"sft": "policy", "reward": "reward_model", "dpo": "policy", "ppo": "policy"}.items()
     ):
         make_adapter(model, folder / f"{name}.partial", seed, classifier=kind == "reward_model")
-        finish(folder, name, kind)
+        finish(folder, name, kind, model)
     return folder
-
-
-def make_adapter(model: ModelConfig, folder: Path, seed: int, *, classifier: bool) -> None:
-    torch.manual_seed(seed)
-    load, task = (models.load_classifier, "SEQ_CLS") if classifier else (models.load_causal_lm, "CAUSAL_LM")
-    adapted = get_peft_model(load(model, device="cpu"), models.lora_config(LoraSection(rank=2), task=task))
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name or "score" in name:
-                parameter.normal_(std=0.3)
-    models.save_adapter(adapted, folder / "adapter", base_name=model.name)
-
-
-def finish(folder: Path, name: str, kind: str) -> artifacts.Artifact:
-    made_by: dict[str, Any] = {"settings": {}, "inputs": {}, "data": {}, "base": None, "tokenizer": None, "metrics": {}}
-    return artifacts.complete(
-        folder / f"{name}.partial", folder / name, stage=name, kind=kind, seed=0, device="cpu", seconds=1.0, **made_by
-    )
 
 
 def job_of(run_folder: Path, work: Path, inputs: str = "sft reward dpo ppo", **config: Any) -> Job:
@@ -192,7 +175,7 @@ def test_a_fully_trained_sft_model_is_the_base_of_the_adapters(run_folder: Path,
     other = tiny_models.make("llama", tmp_path / "other", seed=5)
     net = models.load_causal_lm(other, device="cpu")
     models.save_full(net, tmp_path / "sft.partial" / "model")
-    sft = finish(tmp_path, "sft", "policy")
+    sft = finish(tmp_path, "sft", "policy", other)
     job = job_of(run_folder, tmp_path / "work", "dpo")
     job = dataclasses.replace(job, inputs={"sft": sft, **job.inputs})
     evaluate.run(job)
