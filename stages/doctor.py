@@ -181,8 +181,8 @@ def _judging(settings: Settings) -> Iterator[Finding]:
     from stages.collect import store_url
 
     url = store_url(settings.collect, Path(settings.run.folder))
-    if url.startswith("sqlite"):
-        yield "ok", f"judgements: {url}"
+    if "://" not in url:
+        yield "ok", f"judgements: kept in {url}"
         return
     JudgementStore.open(url).close()
     yield "ok", "judgements: the PostgreSQL store answers"

@@ -219,7 +219,7 @@ def test_one_run_at_a_time_and_status_sees_it(run_of, tmp_path: Path) -> None:
 
 
 def test_the_lock_is_released_by_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="oops"), locked(tmp_path):
+    with pytest.raises(ValueError, match="oops"), locked(tmp_path):  # noqa: PT012
         note_running(tmp_path, runner.BY_NAME["sft"])
         raise ValueError("oops")
     with locked(tmp_path):
