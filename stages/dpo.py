@@ -1,7 +1,8 @@
 """Direct preference optimisation (Rafailov et al., 2305.18290): preferences → policy, against the SFT policy.
 
-Continues the SFT adapter, with a frozen copy of it as the reference (TRL's DPOTrainer); writes ``adapter/``, or
-``model/`` without LoRA. A pair counts as decided when its probability reaches ``min_probability``.
+Continues the SFT adapter with TRL's DPOTrainer; writes ``adapter/``, or ``model/`` without LoRA. The reference is the
+SFT policy: its log-probabilities are taken once, before the first step. A pair counts as decided when its probability
+reaches ``min_probability``.
 
     rlhf run CONFIG dpo
 """
@@ -57,14 +58,16 @@ def run(job: Job) -> dict[str, Any]:
     pairs = load_pairs(job, chat, limit=limit, min_probability=config.min_probability)
     steps = training.plan(config, [len(pair) for pair in pairs.train], seed=job.seed)
     torch.manual_seed(job.seed)
-    policy, reference = _start(job)
+    policy = _start(job)
+    budget = 2 * steps.micro_batch * min(limit, max(len(pair) for pair in pairs.train))
+    reference = _logprobs(policy, pairs.train, chat, budget)
+    reference_held_out = _logprobs(policy, pairs.held_out, chat, budget)
     losses: dict[str, Any] = {"loss_type": [config.loss]}
     if config.sft_weight:
         losses = {"loss_type": [config.loss, "sft"], "loss_weights": [1.0, config.sft_weight]}
     with training.quiet():
         trainer = training.DpoTrainer(
             model=policy,
-            ref_model=reference,
             args=training.arguments(
                 DPOConfig,
                 config,
@@ -76,29 +79,30 @@ def run(job: Job) -> dict[str, Any]:
                 dtype=models.dtype_of(model, job.device),
                 tracking=job.settings.run.tracking,
                 max_length=None,
+                precompute_ref_log_probs=config.lora is None,
                 beta=config.beta,
                 label_smoothing=config.label_noise,
                 **losses,
             ),
-            train_dataset=training.dataset(_columns(pairs.train), steps.order),
+            train_dataset=training.dataset(_columns(pairs.train, reference), steps.order),
             processing_class=training.processing_class(chat),
         )
-    job.say(training.describe(trainer.model, steps))
+    job.say(training.describe(policy, steps))
     with job.track("direct preference optimisation", steps.steps) as advance:
         trained = training.train(trainer, folder=job.folder, say=job.say, advance=advance)
-    measured = _measure(trainer, pairs.held_out, chat, batch_size=2 * steps.micro_batch)
+    training.finish(policy, model, job.device)
+    measured = _measure(reference_held_out, _logprobs(policy, pairs.held_out, chat, budget))
     if measured["pairs"]:
         job.say(
             f"on held-out pairs the policy prefers the chosen response in {measured['accuracy']:.1%} "
             f"(95 %: {measured['accuracy_low']:.1%} to {measured['accuracy_high']:.1%}, {measured['pairs']:,} pairs)"
         )
-    training.finish(trainer.model, model, job.device)
-    training.save(trainer.model, job.folder, model)
+    training.save(policy, job.folder, model)
     return {**trained, "rows": pairs.account, **measured}
 
 
-def _start(job: Job) -> tuple[Any, Any]:
-    """The policy to train, and the reference where TRL does not make it as a frozen copy of the adapter."""
+def _start(job: Job) -> Any:
+    """The policy to train; before its first step it is the reference."""
     from rlhf_pipeline import models, training
 
     config: Config = job.config
@@ -106,76 +110,72 @@ def _start(job: Job) -> tuple[Any, Any]:
     sft = job.inputs["sft"].folder
     full = models.full_model(sft)
     dtype = training.weight_dtype(model, job.device, full=config.lora is None)
-    if config.lora is not None:
-        if full is None:
-            adapted = models.load_policy(model, sft, device=job.device, trainable=True)
-            job.say(f"continues the SFT adapter (rank {models.adapter_rank(adapted)}, as there)")
-            return adapted, None
-        job.say("starts a new adapter on the fully fine-tuned SFT model")
-        base = models.load_causal_lm(model, device=job.device, folder=full)
-        return models.add_adapter(base, config.lora, task="CAUSAL_LM"), None
-    job.say("trains all weights, from those of the SFT policy")
-    policy, reference = (models.load_merged(model, sft, device=job.device, dtype=dtype) for _ in range(2))
-    return policy, reference
+    if config.lora is None:
+        job.say("trains all weights, from those of the SFT policy")
+        return models.load_merged(model, sft, device=job.device, dtype=dtype)
+    if full is None:
+        adapted = models.load_policy(model, sft, device=job.device, trainable=True)
+        job.say(f"continues the SFT adapter (rank {models.adapter_rank(adapted)}, as there)")
+        return adapted
+    job.say("starts a new adapter on the fully fine-tuned SFT model")
+    base = models.load_causal_lm(model, device=job.device, folder=full)
+    return models.add_adapter(base, config.lora, task="CAUSAL_LM")
 
 
-def _columns(pairs: Sequence[EncodedPair]) -> dict[str, list[list[int]]]:
+LogProbs = list[tuple[float, float]]
+"""Summed log-probabilities of the chosen and of the rejected response, for each pair."""
+
+
+def _columns(pairs: Sequence[EncodedPair], reference: LogProbs) -> dict[str, list[Any]]:
     return {
         "prompt_ids": [pair.prompt for pair in pairs],
         "chosen_ids": [pair.chosen for pair in pairs],
         "rejected_ids": [pair.rejected for pair in pairs],
+        "ref_chosen_logps": [chosen for chosen, _ in reference],
+        "ref_rejected_logps": [rejected for _, rejected in reference],
     }
 
 
-def _measure(trainer: Any, pairs: Sequence[EncodedPair], chat: ChatTokenizer, *, batch_size: int) -> dict[str, Any]:
+def _logprobs(policy: Any, pairs: Sequence[EncodedPair], chat: ChatTokenizer, budget: int) -> LogProbs:
+    """Of every pair, at most ``budget`` tokens at once, without dropout."""
+    import torch
+
+    from rlhf_pipeline.logprobs import micro_batches, pad_sequences, response_logprobs
+    from rlhf_pipeline.models import quiet
+
+    policy.eval()
+    prompts = [pair.prompt for pair in pairs for _ in range(2)]
+    responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
+    sums = [0.0] * len(prompts)
+    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    with quiet(), torch.no_grad():
+        for rows in micro_batches(lengths, budget):
+            batch = pad_sequences(
+                [prompts[i] for i in rows], [responses[i] for i in rows], pad_id=chat.pad_id, device=policy.device
+            )
+            for i, value in zip(rows, response_logprobs(policy, batch).sum(-1).tolist(), strict=True):
+                sums[i] = value
+    return list(zip(sums[::2], sums[1::2], strict=True))
+
+
+def _measure(before: LogProbs, after: LogProbs) -> dict[str, Any]:
     """How often the policy, compared with its reference, prefers the chosen response; ties count half.
 
     ``chosen_shift`` and ``rejected_shift`` are mean log-ratios to the reference in nats: DPO lowers both when it
     learns by making everything in the data less likely.
     """
+    pairs = len(before)
     if not pairs:
         return {"accuracy": None, "pairs": 0}
-    shifts = [
-        (after - before)
-        for before, after in zip(
-            _logprobs(trainer, pairs, chat, batch_size, reference=True),
-            _logprobs(trainer, pairs, chat, batch_size, reference=False),
-            strict=True,
-        )
-    ]
-    chosen, rejected = shifts[: len(pairs)], shifts[len(pairs) :]
+    chosen = [new[0] - old[0] for old, new in zip(before, after, strict=True)]
+    rejected = [new[1] - old[1] for old, new in zip(before, after, strict=True)]
     right = sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True))
-    low, high = wilson_interval(right, len(pairs))
+    low, high = wilson_interval(right, pairs)
     return {
-        "accuracy": right / len(pairs),
+        "accuracy": right / pairs,
         "accuracy_low": low,
         "accuracy_high": high,
-        "pairs": len(pairs),
-        "chosen_shift": sum(chosen) / len(pairs),
-        "rejected_shift": sum(rejected) / len(pairs),
+        "pairs": pairs,
+        "chosen_shift": sum(chosen) / pairs,
+        "rejected_shift": sum(rejected) / pairs,
     }
-
-
-def _logprobs(
-    trainer: Any, pairs: Sequence[EncodedPair], chat: ChatTokenizer, batch_size: int, *, reference: bool
-) -> list[float]:
-    """Summed log-probability of all chosen, then of all rejected responses."""
-    import torch
-
-    from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
-
-    model = trainer.model
-    if trainer.ref_model is not None:
-        model = trainer.ref_model if reference else model
-    else:
-        model.set_adapter("ref" if reference else "default")
-    model.eval()
-    prompts = [pair.prompt for pair in pairs] * 2
-    responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    sums: list[float] = []
-    with torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
-            rows = pad_sequences(prompts[part], responses[part], pad_id=chat.pad_id, device=trainer.args.device)
-            sums += response_logprobs(model, rows).sum(-1).tolist()
-    return sums
