@@ -125,7 +125,7 @@ def verdict(name: str, reference: str, result: Comparison) -> str:
         verb = "beats" if rate > 0.5 else "loses to"
         return f"{name} {verb} {reference}: {numbers}. The difference is real."
     needed = comparisons_needed(rate)
-    more = f" A win rate this close to a half takes about {needed:,} decided comparisons to tell." if needed else ""
+    more = f" At this win rate it takes about {needed:,} decided comparisons to tell." if needed else ""
     return f"{name} and {reference} cannot be told apart: {numbers}.{more}"
 
 

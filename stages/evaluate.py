@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rlhf_pipeline.tokenization import ChatTokenizer
 
 PolicyName = Literal["base", "sft", "dpo", "ppo"]
+_ORDER = ("base", "sft", "dpo", "ppo")
 _TOKENS = 8192  # tokens of one forward pass that computes log-probabilities
 _UNREAD = 0.05  # a larger share of responses that the gold judge cannot read is said
 
@@ -148,7 +149,7 @@ def _policies(job: Job) -> list[str]:
             where="evaluate.policies",
             advice=f"choose among {', '.join(there)}, or add the stage to run.stages",
         )
-    return [name for name in there if name in wanted]
+    return [name for name in _ORDER if name in wanted]
 
 
 def _has_gold_judge(job: Job) -> bool:
@@ -209,7 +210,9 @@ def _sample(
             pad_id=chat.pad_id,
             max_new_tokens=job.config.max_new_tokens,
             temperature=job.config.temperature,
-            seed=job.seed,
+            # Each policy has random numbers of its own: with shared ones, two policies that hardly differ would say the
+            # same nearly everywhere, and the few comparisons left would make a small difference look large.
+            seed=len(_ORDER) * job.seed + _ORDER.index(name),
             batch_size=job.config.batch_size,
             on_batch=advance,
         )

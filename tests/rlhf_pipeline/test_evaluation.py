@@ -82,7 +82,7 @@ def _wilson(p: float, n: int) -> tuple[float, float]:
 
 def test_one_half_is_never_enough() -> None:
     assert comparisons_needed(0.5) is None
-    assert "takes about" not in verdict("b", "a", Comparison(5, 5, 0))
+    assert "it takes about" not in verdict("b", "a", Comparison(5, 5, 0))
 
 
 def test_mean_and_error() -> None:
@@ -105,7 +105,7 @@ def test_verdicts() -> None:
     assert verdict("base", "sft", Comparison(0, 50, 0)).startswith("base loses to sft: it wins 0 of 50")
     unclear = verdict("ppo", "sft", Comparison(11, 9, 0))
     assert unclear.startswith("ppo and sft cannot be told apart")
-    assert "385 decided comparisons to tell" in unclear  # 1.959964² / 0.1² = 384.1
+    assert "At this win rate it takes about 385 decided comparisons to tell." in unclear  # 1.959964² / 0.1² = 384.1
 
 
 def test_length_warning() -> None:

@@ -127,6 +127,13 @@ def test_base_is_the_bare_model(finished: tuple[dict[str, Any], Path], run_folde
     assert [row["ids"] for row in read_jsonl(work / "checkpoints" / "base.jsonl")] == [s.ids for s in expected]
 
 
+def test_policies_draw_their_own_random_numbers(run_folder: Path, tmp_path: Path) -> None:
+    job = job_of(run_folder, tmp_path, "sft reward", policies=["sft", "dpo"])
+    evaluate.run(dataclasses.replace(job, inputs={**job.inputs, "dpo": job.inputs["sft"]}))
+    same = [read_jsonl(tmp_path / "checkpoints" / f"{name}.jsonl") for name in ("sft", "dpo")]
+    assert [row["ids"] for row in same[0]] != [row["ids"] for row in same[1]]
+
+
 def test_an_interrupted_try_keeps_what_was_done(
     finished: tuple[dict[str, Any], Path], run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
