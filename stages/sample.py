@@ -1,7 +1,8 @@
 """Sample K responses per prompt from a policy, for people to compare.
 
-Reads the SFT policy (or any other artifact of kind policy) and the training prompts; writes ``responses.jsonl``, one
-row per prompt. Interrupted, it keeps the chunks that were written and samples the rest: the result is the same.
+Reads the SFT policy (or any other artifact of kind policy) and the prompts; writes ``responses.jsonl``, one row per
+prompt. Some held-out prompts are among them: what people say of those measures the reward model and trains nothing.
+Interrupted, it keeps the chunks that were written and samples the rest: the result is the same.
 
     rlhf run CONFIG sample
 """
@@ -20,7 +21,7 @@ from rlhf_pipeline.errors import DataError
 from stages.job import Job
 
 if TYPE_CHECKING:
-    from rlhf_pipeline.records import ResponseSet
+    from rlhf_pipeline.records import Prompt, ResponseSet
 
 _CHUNK = 64  # prompts between two writes to the disk
 
@@ -32,6 +33,8 @@ class Config(Section):
     """``sft``, ``base``, or the folder of a finished policy of another run, e.g. ``runs/round1/ppo``."""
     prompts: int | None = Field(None, ge=1)
     """How many training prompts; null takes all."""
+    held_out_prompts: int = Field(100, ge=0)
+    """How many held-out prompts beside them, for the reward model's accuracy on prompts that it never saw."""
     responses: int = Field(4, ge=2, le=16)
     """Responses per prompt; more give more pairs and a better choice among them."""
     max_new_tokens: int = Field(256, ge=1)
@@ -49,11 +52,10 @@ def run(job: Job) -> dict[str, Any]:
     from rlhf_pipeline.generation import generate
     from rlhf_pipeline.records import ResponseSet, SampledResponse, read_jsonl
     from rlhf_pipeline.tokenization import load_tokenizer
-    from stages.prompts import load_prompts
 
     config: Config = job.config
     chat = load_tokenizer(job.settings.model)
-    prompts = load_prompts(job).train[: config.prompts]
+    prompts = _prompts(job)
     path = job.folder / "responses.jsonl"
     done = _written_before(path)
     if done:
@@ -83,6 +85,16 @@ def run(job: Job) -> dict[str, Any]:
             os.fsync(out.fileno())
             advance(len(chunk))
     return _statistics([ResponseSet.from_json(row) for row in read_jsonl(path)])
+
+
+def _prompts(job: Job) -> list[Prompt]:
+    from stages.prompts import load_prompts
+
+    both = load_prompts(job)
+    train = both.train[: job.config.prompts]
+    held_out = both.held_out[: job.config.held_out_prompts]
+    job.say(f"{len(train):,} training prompts and {len(held_out):,} held-out ones")
+    return [*train, *held_out]
 
 
 def load_policy(job: Job, policy: str) -> Any:
