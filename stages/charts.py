@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 Point = tuple[float, float]
 
 SMALL, WIDE = (340, 215), (480, 270)  # where three and where two pictures stand beside each other
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 14, 40
+_RIGHT, _TOP, _BOTTOM = 14, 14, 40
 _MOST_POINTS = 300
 
 
@@ -62,7 +62,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
     drawn = [Series(s.name, s.colour, thin(s.points)) for s in series if s.points]
     if not drawn:
         return Markup("")
-    frame = _Frame.around([p for s in drawn for p in s.points], SMALL)
+    frame = _Frame.around([p for s in drawn for p in s.points], SMALL, whole_x=True)
     parts = [frame.axes(x_label, y_label)]
     for s in drawn:
         calm = running_mean(s.points) if len(s.points) > 60 else s.points
@@ -117,7 +117,7 @@ def interval_plot(
     """Shares between 0 and 100 % with their intervals, one row each, beside a line where chance would be."""
     if not rows:
         return Markup("")
-    width, left, right = size[0], 24 + 7.5 * max(len(row.name) for row in rows), 58
+    width, left, right = size[0], 24 + 7.5 * max(len(row.name) for row in rows), 72
     row_height = min(66.0, max(34.0, (size[1] - 52) / len(rows)))
     bottom = 12 + row_height * len(rows)
 
@@ -238,13 +238,14 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
     return calm
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that cover a range."""
+def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart; only ``whole`` ones if so wished) that cover a range."""
     if not high > low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * i, 12) for i in range(first, last + 1)]
 
@@ -257,15 +258,18 @@ class _Frame:
     y_ticks: list[float]
     width: int
     height: int
+    left: float
 
     @staticmethod
-    def around(points: Iterable[Point], size: tuple[int, int]) -> _Frame:
+    def around(points: Iterable[Point], size: tuple[int, int], *, whole_x: bool = False) -> _Frame:
         xs, ys = zip(*points, strict=True)
-        return _Frame(ticks(min(xs), max(xs), 4), ticks(min(ys), max(ys), 4), *size)
+        y_ticks = ticks(min(ys), max(ys), 4)
+        left = 31 + 6.3 * max(map(len, _tick_labels(y_ticks)))
+        return _Frame(ticks(min(xs), max(xs), 4, whole=whole_x), y_ticks, *size, left)
 
     def x(self, value: float) -> float:
         share = (value - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
-        return _LEFT + (self.width - _LEFT - _RIGHT) * share
+        return self.left + (self.width - self.left - _RIGHT) * share
 
     def y(self, value: float) -> float:
         share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
@@ -273,12 +277,14 @@ class _Frame:
 
     def axes(self, x_label: str, y_label: str) -> Markup:
         parts = []
-        for tick in self.y_ticks:
-            parts.append(_line(_LEFT, self.y(tick), self.width - _RIGHT, self.y(tick), "zero" if tick == 0 else "rule"))
-            parts.append(_text(_LEFT - 7, self.y(tick) + 4, _number(tick), "tick", "end"))
-        for tick in self.x_ticks:
-            parts.append(_text(self.x(tick), self.height - _BOTTOM + 16, _number(tick), "tick", "middle"))
-        parts.append(_text((_LEFT + self.width - _RIGHT) / 2, self.height - 6, x_label, "axis", "middle"))
+        for tick, label in zip(self.y_ticks, _tick_labels(self.y_ticks), strict=True):
+            parts.append(
+                _line(self.left, self.y(tick), self.width - _RIGHT, self.y(tick), "zero" if tick == 0 else "rule")
+            )
+            parts.append(_text(self.left - 7, self.y(tick) + 4, label, "tick", "end"))
+        for tick, label in zip(self.x_ticks, _tick_labels(self.x_ticks), strict=True):
+            parts.append(_text(self.x(tick), self.height - _BOTTOM + 16, label, "tick", "middle"))
+        parts.append(_text((self.left + self.width - _RIGHT) / 2, self.height - 6, x_label, "axis", "middle"))
         middle = (_TOP + self.height - _BOTTOM) / 2
         turned = Markup(
             '<text x="12" y="{0:.0f}" class="axis" text-anchor="middle" transform="rotate(-90 12 {0:.0f})">'
@@ -323,6 +329,14 @@ def _spread(heights: Sequence[float], apart: float) -> list[float]:
     for before, after in itertools.pairwise(order):
         placed[after] = max(placed[after], placed[before] + apart)
     return placed
+
+
+def _tick_labels(values: Sequence[float]) -> list[str]:
+    """The same number of decimals for all, as many as tell them apart; powers of ten where those would be many."""
+    decimals = max(0, -math.floor(math.log10(values[1] - values[0]) + 1e-9))
+    if decimals > 4 or max(map(abs, values)) >= 1e6:
+        return [f"{value:.1e}" if value else "0" for value in values]
+    return [f"{value:,.{decimals}f}" for value in values]
 
 
 def _number(value: float) -> str:

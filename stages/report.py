@@ -106,6 +106,7 @@ def _page(settings: Settings, run_folder: Path) -> dict[str, Any]:
         "ppo_path": _ppo_path(states, run_folder),
         "judgements": _judgements(states),
         "reward": _reward(states),
+        "reward_note": _reward_note(states),
         "examples": _examples(_folder("evaluate", states, run_folder) / "responses.jsonl"),
         "settings": config.dump(settings),
         "versions": made[-1].versions if made else artifacts.versions(),
@@ -247,6 +248,14 @@ def _reward(states: Mapping[str, StageState]) -> Markup:
         if value is not None and low is not None and high is not None:
             rows.append(Interval(name, colour, value, low, high))
     return charts.interval_plot("Accuracy on held-out preferences", rows, x_label="pairs in the judged order, %")
+
+
+def _reward_note(states: Mapping[str, StageState]) -> str:
+    """What there is to say where the accuracy cannot be shown."""
+    state = states.get("reward")
+    if state and state.artifact and state.artifact.manifest.metrics.get("accuracy") is None:
+        return "No preference was held out, so how well the reward model judges is not known."
+    return ""
 
 
 def _examples(path: Path) -> list[dict[str, Any]]:

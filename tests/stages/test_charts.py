@@ -28,6 +28,7 @@ def test_ticks() -> None:
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert ticks(0, 200) == [0, 50, 100, 150, 200]
     assert ticks(-0.3, 2.6) == [-1, 0, 1, 2, 3]
+    assert ticks(1, 3, whole=True) == [1, 2, 3], "there is no step one and a half"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.3, 2.6), (5, 5), (0, 0), (1e-5, 3e-5), (0, 1e9), (-7, -6.99)])
@@ -39,6 +40,17 @@ def test_ticks_are_round_and_cover(low: float, high: float) -> None:
     step = found[1] - found[0]
     mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
     assert min(abs(mantissa - m) for m in (1, 2, 5)) < 1e-6
+
+
+@pytest.mark.parametrize("height", [2e-5, 0.004, 0.3, 7, 1234, 3e7])
+def test_labels_of_ticks_differ_and_fit(height: float) -> None:
+    points = [(0.0, 0.4 * height), (9.0, height)]
+    root = parsed(line_chart("t", [Series("s", "sft", points)], x_label="x", y_label="y"))
+    labels = [e for e in root.findall(f"{SVG}text") if e.get("class") == "tick" and e.get("text-anchor") == "end"]
+    texts = [e.text or "" for e in labels]
+    assert len(set(texts)) == len(texts) >= 3
+    for e, text in zip(labels, texts, strict=True):
+        assert float(e.attrib["x"]) - 6.2 * len(text) > 18, "beside the name of the axis, not upon it"
 
 
 def test_thin_keeps_the_mean_and_the_ends_close() -> None:

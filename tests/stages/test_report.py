@@ -149,6 +149,19 @@ def test_text_of_models_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert "evaluate is damaged" in page.text  # what was shown had been changed behind the program's back
 
 
+def test_what_chance_could_have_done_is_marked(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = make_run(folder)
+    assert (
+        "cannot be told from chance" not in Page(report.build(settings, folder).read_text()).text.split("Win rate")[1]
+    )
+    path = folder / "evaluate" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["policies"]["ppo"] |= {"win_rate": 0.55, "win_rate_low": 0.4, "win_rate_high": 0.69}
+    path.write_text(json.dumps(metrics))
+    assert "40.0 % to 69.0 %: cannot be told from chance" in Page(report.build(settings, folder).read_text()).text
+
+
 def test_files_that_are_broken_or_lack_keys(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     settings = make_run(folder)
