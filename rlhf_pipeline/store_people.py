@@ -38,14 +38,17 @@ class People:
         Names are compared without regard to case and runs of blanks.
 
         Raises:
-            StoreError: the name is empty, too long, or holds characters that cannot be seen.
+            StoreError: the name is empty, too long, or holds characters that cannot be seen, or it is known in another
+                role: a person does not judge under the name of a program.
         """
         shown = clean_name(name)
         key = shown.casefold()
         with self._database.write() as connection:
-            known = connection.execute(select(user.c.id).where(user.c.name == key)).scalar()
+            known = connection.execute(select(user.c.id, user.c.role).where(user.c.name == key)).one_or_none()
+            if known is not None and known.role != role:
+                raise StoreError(f"{shown} is taken: that name is known as {known.role}", advice="take another name")
             if known is not None:
-                return int(known)
+                return int(known.id)
             now = now_ms()
             added = connection.execute(
                 insert(user).values(name=key, display_name=shown, role=role, created_at=now).returning(user.c.id)

@@ -22,6 +22,13 @@ def test_a_person_is_the_same_whatever_the_case_and_blanks(store: JudgementStore
     assert store.user("Ann") != ann
 
 
+def test_a_person_does_not_judge_under_the_name_of_a_program(store: JudgementStore) -> None:
+    robot = store.user("Ada the expert", "simulated")
+    with pytest.raises(StoreError, match="known as simulated"):
+        store.user("ada the EXPERT")
+    assert store.user("Ada the expert", "simulated") == robot
+
+
 def test_a_session_names_its_person_until_it_expires_or_ends(store: JudgementStore) -> None:
     people, ann = store.people, store.user("Ann")
     token = people.start_session(ann, now=0)
