@@ -9,7 +9,6 @@ What it guarantees, for every row and not on average:
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 import json
@@ -20,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.errors import ModelError
 from rlhf_pipeline.model_source import first_line, load_config, model_folder
 from rlhf_pipeline.records import Message
+from rlhf_pipeline.special_tokens import choose_pad, declared_ends, ids_of, text_of, vocabulary_digest
 
 # A transcript from tokens that every model has. The space after "Assistant:" belongs to the response, as byte-pair
 # encodings tie it to the first word.
@@ -39,13 +39,16 @@ PLAIN_TEMPLATE = (
 )
 # Private-use characters around what must not become a control token; removed from all input first.
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
-# Words that mark a special token as meant for padding or for nothing.
-_SPARE = re.compile(r"pad|reserved|unused|extra_id|placeholder", re.IGNORECASE)
-# Bytes that valid UTF-8 never contains, as byte-level BPE and as byte-fallback vocabularies spell them.
-_IMPOSSIBLE_BYTES = [*(chr(byte) for byte in (0xFF, 0xFE, 0xC0, 0xC1)), *(f"<0x{b:02X}>" for b in (0xFF, 0xFE, 0xC0))]
-_STRANGE_TEXT = "\u0378 \ufffe 漢 \U0010fffd ☃ \x01 ÿþÀÁ Ω"
-# A template that prints today's date would give other ids tomorrow; the date is the one of Llama 3's own default.
-_FROZEN_DAY = datetime.datetime(2024, 7, 26)
+# A template that prints today's date would give other ids tomorrow. The date is the one of Llama 3's own default. It is
+# a macro over transformers' function of the same name, because transformers lets no function through to a template.
+_DAY = {"%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%A": "Friday", "%a": "Fri"}
+_TIME = {"%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM", "%j": "208"}
+_FROZEN_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('{code}', '{text}')" for code, text in {**_DAY, **_TIME}.items())
+    + " }}{%- endmacro -%}"
+)
+_RENDERING_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class ChatTokenizer:
         """What artifacts must agree on: ``{"tokenizer": sha256, "chat_template": sha256, "eos": [stop ids]}``."""
         template = json.dumps([self.template, sorted(self.arguments.items())])
         return {
-            "tokenizer": _vocabulary_digest(self.tokenizer),
+            "tokenizer": vocabulary_digest(self.tokenizer),
             "chat_template": hashlib.sha256(template.encode()).hexdigest(),
             "eos": sorted(self.stop_ids),
         }
@@ -131,7 +134,7 @@ class ChatTokenizer:
             rows = _merge_system(rows)
         try:
             return render(self.tokenizer, self.template, rows, waiting, self.arguments)
-        except jinja2.TemplateError as error:
+        except _RENDERING_ERRORS as error:
             roles = " → ".join(m.role for m in messages)
             raise ModelError(
                 f"the chat template refuses a conversation ({roles}): {error}",
@@ -158,11 +161,14 @@ class ChatTokenizer:
 
     def _encode_piece(self, text: str, after_text: bool) -> list[int]:
         if not after_text:
-            return _ids_of(self.tokenizer, text)
-        # SentencePiece puts a space before whatever comes first, so something else has to come first.
-        newline = _ids_of(self.tokenizer, "\n")
-        ids = _ids_of(self.tokenizer, "\n" + text)
-        return ids[len(newline) :] if ids[: len(newline)] == newline else _ids_of(self.tokenizer, text)
+            return ids_of(self.tokenizer, text)
+        # SentencePiece puts a space before whatever comes first, so something else, which does not merge, has to.
+        for anchor in ("\n", "a", "."):
+            before = ids_of(self.tokenizer, anchor)
+            ids = ids_of(self.tokenizer, anchor + text)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return ids_of(self.tokenizer, text)
 
     def _encode_literally(self, text: str) -> list[int]:
         """A control token's text as plain characters: no proper part of it is a control token's text."""
@@ -177,7 +183,7 @@ class ChatTokenizer:
         )
 
     def _without_trailing_space(self, ids: list[int]) -> list[int]:
-        while ids and not _text_of(self.tokenizer, ids[-1]).strip() and ids[-1] not in self.control_ids:
+        while ids and not text_of(self.tokenizer, ids[-1]).strip() and ids[-1] not in self.control_ids:
             ids = ids[:-1]
         return ids
 
@@ -213,8 +219,8 @@ def load_tokenizer(model: ModelConfig) -> ChatTokenizer:
         merges_system=_refuses_system(tokenizer, template, model.template_arguments),
     )
     end_id = _end_of_turn(draft, model)
-    stop_ids = frozenset({end_id, *_declared_ends(tokenizer, folder)})
-    pad_id = _choose_pad(tokenizer, end_id, stop_ids, where)
+    stop_ids = frozenset({end_id, *declared_ends(tokenizer, folder)})
+    pad_id = choose_pad(tokenizer, end_id, stop_ids, where)
     return ChatTokenizer(tokenizer, end_id, stop_ids, pad_id, template, draft.arguments, draft.merges_system)
 
 
@@ -228,21 +234,12 @@ def render(
     """A conversation as the template writes it; ``waiting`` asks for the start of the assistant's turn."""
     text = tokenizer.apply_chat_template(
         [dict(row) for row in rows],
-        chat_template=template,
+        chat_template=_FROZEN_CLOCK + template if "strftime_now" in template else template,
         add_generation_prompt=waiting,
         tokenize=False,
-        strftime_now=_FROZEN_DAY.strftime,
         **arguments,
     )
     return str(text)
-
-
-def _ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
-
-
-def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    return str(tokenizer.decode([token]))
 
 
 def _require_fitting_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: str) -> None:
@@ -287,7 +284,7 @@ def _refuses_system(tokenizer: PreTrainedTokenizerBase, template: str, arguments
     user = {"role": "user", "content": "Alpha"}
     try:
         render(tokenizer, template, [user], True, arguments)
-    except jinja2.TemplateError as error:
+    except _RENDERING_ERRORS as error:
         raise ModelError(
             f"the chat template cannot be used: {error}",
             where="model.chat_template",
@@ -295,7 +292,7 @@ def _refuses_system(tokenizer: PreTrainedTokenizerBase, template: str, arguments
         ) from None
     try:
         shown = render(tokenizer, template, [{"role": "system", "content": "Omega"}, user], True, arguments)
-    except jinja2.TemplateError:
+    except _RENDERING_ERRORS:
         return True
     return "Omega" not in shown
 
@@ -331,7 +328,7 @@ def _end_of_turn(draft: ChatTokenizer, model: ModelConfig) -> int:
         )
     tokenizer = draft.tokenizer
     added = set(tokenizer.added_tokens_decoder)
-    ends = [i for i in draft._encode(after, after_text=True) if i in added and _text_of(tokenizer, i).strip()]
+    ends = [i for i in draft._encode(after, after_text=True) if i in added and text_of(tokenizer, i).strip()]
     if ends:
         return int(ends[0])
     if tokenizer.eos_token_id is None:
@@ -357,59 +354,3 @@ def _not_a_prefix(start: str, whole: str) -> ModelError:
         advice="a template argument may switch it off (Qwen3: model.template_arguments: {enable_thinking: false}); "
         "else give a template of your own: model.chat_template: FILE.jinja",
     )
-
-
-def _declared_ends(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
-    ends = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    try:
-        declared = GenerationConfig.from_pretrained(folder).eos_token_id
-    except (OSError, ValueError, TypeError):
-        declared = None  # the file is optional
-    return ends | set(declared if isinstance(declared, list) else [declared] if declared is not None else [])
-
-
-def _choose_pad(tokenizer: PreTrainedTokenizerBase, end_id: int, stop_ids: frozenset[int], where: str) -> int:
-    """An id that no text and no stop uses; the embedding table is never resized for it."""
-    vocabulary = tokenizer.get_vocab()
-    possible = set(_ids_of(tokenizer, _STRANGE_TEXT)) | stop_ids
-    if tokenizer.bos_token_id is not None:
-        possible.add(tokenizer.bos_token_id)
-    special = [token for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
-    names = [
-        tokenizer.pad_token,
-        *(token.content for token in special if _SPARE.search(token.content)),
-        tokenizer.unk_token,
-        *_IMPOSSIBLE_BYTES,
-    ]
-    for name in names:
-        found = vocabulary.get(name) if name else None
-        if found is not None and found not in possible and not _is_plain_text(tokenizer, found):
-            return found
-    own = vocabulary.get(tokenizer.pad_token) if tokenizer.pad_token else None
-    if own is not None and own != end_id:
-        return own  # it may be in the stop set (Qwen3 declares its pad token as a second end)
-    raise ModelError(
-        "the tokenizer has no token that could serve as padding: its pad token ends a turn, and no spare one is there",
-        where=where,
-        advice="add a pad token to the tokenizer and an embedding for it to the model, and give that folder",
-    )
-
-
-def _is_plain_text(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    """Text may contain the token (the text of special ones is encoded literally, so it may not)."""
-    added = tokenizer.added_tokens_decoder.get(token)
-    if added is not None and added.special:
-        return False
-    return _ids_of(tokenizer, _text_of(tokenizer, token)) == [token]
-
-
-def _vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What decides ids from text; not what loading and saving change (truncation, padding, post-processing)."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        content: Any = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    else:
-        whole = json.loads(backend.to_str())
-        content = {key: whole.get(key) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer", "decoder")}
-    text = json.dumps([content, tokenizer.bos_token, tokenizer.eos_token], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
