@@ -131,7 +131,7 @@ def _refusal(rng: random.Random, harm: Harm, attributes: Attributes) -> list[str
 
 def _comply(rng: random.Random, harm: Harm, long: bool) -> list[str]:
     if not long:
-        return [_say(rng, rng.choice(harm.comply), phrases.STEP_FIRST)]
+        return [_say(rng, rng.choice(harm.comply), ("You should {text}.",))]
     return [_say(rng, harm.comply[0], phrases.STEP_FIRST), _say(rng, harm.comply[1], phrases.STEP_MIDDLE)]
 
 

@@ -102,14 +102,16 @@ def test_training_is_the_same_for_the_same_seed_and_lowers_the_loss() -> None:
     tokenizer = make_tokenizer(dialogues)
     rows = encode(tokenizer, dialogues)
 
-    def trained() -> tuple[torch.Tensor, float]:
+    def trained() -> tuple[torch.Tensor, float, float]:
         torch.manual_seed(0)
         model = make_model(tokenizer)
+        ids = torch.tensor([rows[0]])
+        with torch.no_grad():
+            before = float(model(ids, labels=ids).loss)
         train(model, rows, epochs=2, tokens=512, rate=3e-3)
         with torch.no_grad():
-            ids = torch.tensor([rows[0]])
-            return model.lm_head.weight.detach().clone(), float(model(ids, labels=ids).loss)
+            return model.lm_head.weight.detach().clone(), before, float(model(ids, labels=ids).loss)
 
-    (first, loss), (second, _) = trained(), trained()
-    assert torch.equal(first, second)
-    assert loss < 6.0
+    first, before, after = trained()
+    assert torch.equal(first, trained()[0])
+    assert after < before - 0.3
