@@ -104,7 +104,7 @@ def scatter(
             parts.append(_dot(frame, p, trail.colour, label, 2.6, opacity))
     for (name, colour, p), y in zip(marks, _spread([frame.y(m[2][1]) + 4 for m in marks], 14), strict=True):
         parts.append(_dot(frame, p, colour, f"{name}: {_number(p[0])}, {_number(p[1])}", 6))
-        at_right = frame.x(p[0]) > size[0] - 90
+        at_right = frame.x(p[0]) + 12 + 7.5 * len(name) > size[0]
         x = frame.x(p[0]) + (-10 if at_right else 10)
         parts.append(_text(x, y, name, f"mark c-{colour}", "end" if at_right else "start"))
     words = [f"{name}: {x_label} {_number(p[0])}, {y_label} {_number(p[1])}." for name, _, p in marks]
