@@ -49,9 +49,9 @@ def aggregate(
 ) -> tuple[list[Preference], Summary]:
     """One preference for each judged pair, by majority.
 
-    The probability of ``chosen`` is its share of the votes. A tie is half a vote for each response; a judge who said
-    how sure they are gives that much of a vote to the choice and the rest to the other. A pair at exactly one half is a
-    tie: it is counted and left out. Skips are no votes.
+    The probability of ``chosen`` is its share of the votes. A tie is half a vote for each response, and so is "none is
+    good"; a judge who said how sure they are gives that much of a vote to the choice and the rest to the other. A pair
+    at exactly one half is a tie: it is counted and left out. Skips are no votes.
     """
     of_task: dict[int, list[JudgementRow]] = defaultdict(list)
     for row in judgements:
@@ -86,9 +86,9 @@ def aggregate(
 
 def raw_agreement(judgements: Sequence[JudgementRow]) -> tuple[float | None, int]:
     """Share of the pairs of judgements of one task that say the same, and how many such pairs there are."""
-    answers: dict[int, list[int | None]] = defaultdict(list)
+    answers: dict[int, list[tuple[str, int | None]]] = defaultdict(list)
     for row in judgements:
-        answers[row.task_id].append(row.response_id)
+        answers[row.task_id].append((row.choice, row.response_id))
     same = [a == b for given in answers.values() for a, b in combinations(given, 2)]
     return _share(same), len(same)
 
@@ -104,6 +104,7 @@ def _decide(task: TaskRow, votes: Sequence[JudgementRow], *, skips: int, source:
         "chosen": sum(row.response_id == chosen.id for row in votes),
         "rejected": sum(row.response_id == rejected.id for row in votes),
         "tie": sum(row.choice == "tie" for row in votes),
+        "all_bad": sum(row.choice == "all_bad" for row in votes),
         "skip": skips,
     }
     return Preference(

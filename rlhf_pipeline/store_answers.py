@@ -15,7 +15,7 @@ from rlhf_pipeline.store_tasks import chunks, recount
 APP_VERSION = "1"
 """Kept with every judgement: raised when what people see while judging changes."""
 
-STATE_AFTER = {"response": "done", "tie": "done", "skip": "skipped"}
+STATE_AFTER = {"response": "done", "tie": "done", "all_bad": "done", "skip": "skipped"}
 """The state of an assignment after each choice."""
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from rlhf_pipeline.records import Messages, Prompt
 
-Choice = Literal["response", "tie", "skip"]
+Choice = Literal["response", "tie", "all_bad", "skip"]
+"""A response is better; all are as good; none is good; not judged."""
 
 
 def text_digest(text: str) -> str:

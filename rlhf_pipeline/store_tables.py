@@ -196,7 +196,7 @@ judgement = Table(
     Column("late", Boolean, nullable=False),
     Column("app_version", String(40), nullable=False),
     UniqueConstraint("assignment_id", "revision"),
-    CheckConstraint("choice IN ('response', 'tie', 'skip', 'withdrawn')"),
+    CheckConstraint("choice IN ('response', 'tie', 'all_bad', 'skip', 'withdrawn')"),
     CheckConstraint("(choice = 'response') = (response_id IS NOT NULL)"),
 )
 Index("judgement_of_task", judgement.c.task_id)

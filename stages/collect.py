@@ -238,10 +238,10 @@ def _wait_for_people(job: Job, store: JudgementStore, round_id: int) -> None:
     progress = store.progress(round_id)
     if not progress.remaining:
         return
-    done = progress.wanted - progress.remaining
+    done, people = progress.wanted - progress.remaining, len(progress.annotators)
     raise WaitingForPeople(
         f"{progress.remaining:,} of {progress.wanted:,} judgements are still needed "
-        f"({done:,} made, by {len(progress.annotators)} people)",
+        f"({done:,} made, by {people} {'person' if people == 1 else 'people'})",
         advice=f"rlhf annotate {job.run_folder}    then    rlhf run {job.run_folder}",
     )
 
@@ -260,6 +260,12 @@ def _simulate(job: Job, store: JudgementStore, round_id: int) -> None:
             annotator, user_id = panel[turn % len(panel)], users[turn % len(panel)]
             held = store.lease(round_id, user_id, _BATCH)
             answers = [_simulated_answer(job, annotator, given, scores) for given in held]
+            if answers and all(score is None for score in scores.values()):
+                raise ConfigError(
+                    "the simulated annotators can read none of these responses: they know only what pocket speaks of",
+                    where="collect.judges",
+                    advice="collect.judges: people, or data.prompts: pocket",
+                )
             if answers:
                 store.submit_many(user_id, answers)
             advance(len(answers))
@@ -296,7 +302,7 @@ def _simulated_answer(
     )
     token = f"simulated-{given.id}"
     if choice in ("tie", "both_bad"):
-        return Answer(token, given.id, "tie")
+        return Answer(token, given.id, "tie" if choice == "tie" else "all_bad")
     return Answer(token, given.id, "response", (left if choice == "a" else right).id)
 
 

@@ -10,6 +10,7 @@
   const queue = []; // tasks in hand; the first is on the screen
   const history = []; // what can be undone on this page: {task, token}
   const judged = new Set(); // assignments answered here or in another tab
+  const refused = []; // what the server would not take, shown until the page is loaded again
   const page = {}; // the elements
   let user = null, progress = { mine: 0, done: 0, wanted: 0 };
   let shown = null, shownAt = 0, active = 0, touched = Date.now(), raw = false;
@@ -64,8 +65,9 @@
         if (answer.status >= 500 || answer.status === 429) return fail("the server has a problem");
         const data = await answer.json();
         keep(outbox().filter((one) => one.body.client_token !== body.client_token));
-        problem = answer.ok ? "" : `not kept: ${data.error}`;
-        if (answer.ok) take(data, kind === "undo" && body.of === null ? data.task : null);
+        problem = "";
+        if (!answer.ok) refused.push(`${SAID[body.choice] || "Undo"} was refused: ${data.error}`);
+        else take(data, kind === "undo" && body.of === null ? data.task : null);
       }
       if (problem === "offline" || problem.startsWith("the server")) problem = "";
     } catch {
@@ -181,8 +183,8 @@
     let text = last ? `${last} – saved` : "";
     if (waiting) text = problem ? `${waiting} waiting to be sent (${problem})` : `${last} – saving …`;
     else if (problem) text = problem;
-    page.status.textContent = text;
-    page.status.className = problem ? "trouble" : "";
+    page.status.textContent = [text, ...refused].filter(Boolean).join(" · ");
+    page.status.className = problem || refused.length ? "trouble" : "";
     page.again.hidden = problem !== "signed out";
     document.body.dataset.waiting = waiting;
     page.done.textContent = problem
@@ -260,7 +262,9 @@
 
   async function start() {
     try {
-      user = await (await fetch("/api/v1/me")).json();
+      const answer = await fetch("/api/v1/me");
+      if (!answer.ok) throw new Error(answer.statusText);
+      user = await answer.json();
     } catch {
       setTimeout(start, 2000); // without the script the buttons work meanwhile
       return;

@@ -199,6 +199,23 @@ def test_a_lost_confirmation_is_no_second_judgement(serve: Callable[..., Site], 
     assert [row.revision for row in site.store.judgements(site.round_id)] == [1]
 
 
+def test_what_the_server_refuses_is_said_and_does_not_stop_the_rest(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 4))
+    page = site.page("Ann")
+    page.wait_for_selector(READY)
+
+    def spoil_the_first(route: Any) -> None:
+        body = route.request.post_data_json
+        route.continue_(post_data=json.dumps(body | {"choice": "neither"}) if body["choice"] == "left" else None)
+
+    page.route("**/api/v1/judgements", spoil_the_first)
+    press(page, "1")
+    press(page, "3")
+    sent(page)
+    page.wait_for_selector("text=A is better was refused")
+    assert [row.choice for row in site.store.judgements(site.round_id)] == ["tie"]
+
+
 def test_two_tabs_of_one_person_judge_a_pair_once(serve: Callable[..., Site], tmp_path: Path) -> None:
     site = serve(*make_round(tmp_path, 4))
     first = site.page("Ann")

@@ -41,6 +41,7 @@ def vote(user: int, choice: int | str, *, task_id: int = 1, sure: float | None =
         ([vote(1, A)], "short", 1.0),
         ([vote(1, B), vote(2, B), vote(3, A)], "much longer", 2 / 3),
         ([vote(1, A), vote(2, "tie")], "short", 0.75),
+        ([vote(1, A), vote(2, "all_bad")], "short", 0.75),
         ([vote(1, A), vote(2, "skip")], "short", 1.0),
         ([vote(1, A, sure=0.6)], "short", 0.6),
         ([vote(1, A, sure=0.6), vote(2, B, sure=0.9)], "much longer", 0.65),
@@ -62,7 +63,7 @@ def test_what_comes_out_even_is_counted_and_left_out(votes: list[JudgementRow]) 
 
 def test_votes_and_margin_are_kept_with_the_preference() -> None:
     [preference], _ = aggregate([task()], [vote(1, A), vote(2, A), vote(3, B), vote(4, "tie")], source="people")
-    assert preference.meta == {"origin": "x", "votes": {"chosen": 2, "rejected": 1, "tie": 1, "skip": 0}}
+    assert preference.meta == {"origin": "x", "votes": {"chosen": 2, "rejected": 1, "tie": 1, "all_bad": 0, "skip": 0}}
     assert preference.margin == pytest.approx(3.0)
     assert preference.source == "people"
 
@@ -74,9 +75,11 @@ def test_unjudged_and_skipped_pairs_are_no_preferences() -> None:
 
 
 def test_agreement_counts_pairs_of_judges() -> None:
-    # Task 1: A A B → of three pairs one agrees. Task 2: tie tie → one of one. Task 3: one judge → none.
+    # Task 1: A A B → of three pairs one agrees. Task 2: tie tie → one of one. Task 3: one judge → none. Task 4: a tie
+    # and "none is good" → none of one.
     rows = [vote(1, A), vote(2, A), vote(3, B), *(vote(u, "tie", task_id=2) for u in (1, 2)), vote(1, A, task_id=3)]
-    assert raw_agreement(rows) == (pytest.approx(0.5), 4)
+    rows += [vote(1, "tie", task_id=4), vote(2, "all_bad", task_id=4)]
+    assert raw_agreement(rows) == (pytest.approx(0.4), 5)
 
 
 def test_side_and_length_shares() -> None:

@@ -122,7 +122,7 @@ def test_the_stage_waits_for_people_and_says_how_to_go_on(tmp_path: Path) -> Non
     settings: Any = job(folder, Config()).settings
     round_id = collect.open_for_people(settings, folder)
     judge_all(folder, round_id, limit=3)
-    with pytest.raises(WaitingForPeople, match=r"2 of 5 .* by 1 people"):
+    with pytest.raises(WaitingForPeople, match=r"2 of 5 .* by 1 person"):
         collect.run(job(folder, Config()))
     judge_all(folder, round_id)
     metrics = collect.run(job(folder, Config()))
@@ -260,6 +260,12 @@ def test_killed_and_run_again_it_makes_the_same_preferences(tmp_path: Path, monk
     assert 5 * 16 <= made < expected["judgements"]
     assert collect.run(job(folder, Config(judges="simulated", overlap=2))) == expected
     assert exported(folder) == exported(whole)
+
+
+def test_the_panel_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, [response_set(i, "lorem ipsum", "dolor sit") for i in range(3)])
+    with pytest.raises(ConfigError, match="can read none"):
+        collect.run(job(folder, Config(judges="simulated")))
 
 
 def test_another_seed_asks_the_panel_anew(tmp_path: Path) -> None:
