@@ -79,12 +79,20 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ArtifactError("not a finished stage: it has no manifest.json", where=str(folder)) from None
+        raise ArtifactError(
+            "not a finished stage: it has no manifest.json",
+            where=str(folder),
+            advice=f"finish it first: rlhf run {folder.parent}",
+        ) from None
     try:
         values = json.loads(raw)
         manifest = Manifest(**values)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise DamagedArtifact(f"the manifest cannot be read ({error})", where=str(path)) from None
+        raise DamagedArtifact(
+            f"the manifest cannot be read ({error})",
+            where=str(path),
+            advice=f"make the stage again: rlhf run {folder.parent}",
+        ) from None
     if manifest.schema > SCHEMA:
         raise ArtifactError(
             f"made by a newer version (schema {manifest.schema}, this program reads {SCHEMA})",
@@ -99,7 +107,7 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
                 "files differ from what the stage wrote",
                 where=str(folder),
                 details=damage,
-                advice="run the stage again",
+                advice=f"make the stage again: rlhf run {folder.parent}",
             )
     return artifact
 

@@ -23,7 +23,9 @@ from rlhf_pipeline.errors import ConfigError
 class Section(BaseModel):
     """One section of the configuration: frozen, no unknown keys, a docstring under every field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     def digest(self) -> str:
         """sha256 of the section's canonical JSON: equal settings, equal digest."""
@@ -95,6 +97,7 @@ class TrainingSection(Section):
 
 
 S = TypeVar("S", bound=Section)
+_EXAMPLE = "start from configs/demo.yaml"
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -189,26 +192,38 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         )
         raise ConfigError("there is no such configuration file", where=str(path), advice=advice) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"not a text file (byte {error.start} is not UTF-8)", where=str(path)) from None
+        raise ConfigError(
+            f"not a text file (byte {error.start} is not UTF-8)", where=str(path), advice=_EXAMPLE
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(
+            "a folder without config.yaml, so it is no run folder", where=str(path), advice="give a YAML file"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        advice = "check its path and permissions"
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), advice=advice) from None
     try:
         root = yaml.compose(text, Loader=_StrictLoader)
         values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader subclass)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"not valid YAML: {error.problem}", where=f"{path}{line}") from None
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        advice = "mend this line, or one just before it"
+        raise ConfigError(f"not valid YAML: {error.problem}", where=where, advice=advice) from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"not valid YAML: {error}", where=str(path)) from None
+        raise ConfigError(f"not valid YAML: {error}", where=str(path), advice=_EXAMPLE) from None
     if not isinstance(values, dict) or root is None:
         raise ConfigError(
             f"a configuration is a mapping of sections (model, data, …), found {type(values).__name__}",
             where=str(path),
-            advice="start from configs/demo.yaml",
+            advice=_EXAMPLE,
         )
     lines: dict[str, int] = {}
-    _collect_lines(root, "", lines)
+    try:
+        _collect_lines(root, "", lines)
+    except RecursionError:
+        advice = "write each section out, without & and *"
+        raise ConfigError("not a configuration: a section contains itself", where=str(path), advice=advice) from None
     return values, lines
 
 

@@ -200,7 +200,7 @@ def _draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     if not torch.isfinite(total).all():
         raise ModelError(
             "the model's logits are not finite, so nothing can be sampled",
-            advice="check that the weights are what they should be; with float16 use model.dtype=bfloat16",
+            advice="if training made these weights, lower its learning_rate and run it again; else check the model",
         )
     target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)

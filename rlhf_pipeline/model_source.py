@@ -69,7 +69,9 @@ def _download(name: str, revision: str | None) -> Path:
             advice=f"accept them at https://huggingface.co/{name}, then: hf auth login",
         ) from None
     except RevisionNotFoundError:
-        raise ModelError(f"the hub has no revision {revision!r} of it", where=where) from None
+        raise ModelError(
+            f"the hub has no revision {revision!r} of it", where=where, advice="check model.revision, or leave it out"
+        ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
             "neither a folder here nor a model on the hub",
@@ -92,7 +94,11 @@ def _require_weights(folder: Path, name: str) -> None:
             raise ModelError(
                 "the folder holds an adapter, not a model", where=where, advice="give the model that it was trained on"
             )
-        raise ModelError("the folder has no config.json, so it is no model", where=where)
+        raise ModelError(
+            "the folder has no config.json, so it is no model",
+            where=where,
+            advice="give the folder that holds config.json and model.safetensors",
+        )
     if not weight_files(folder):
         pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles:
@@ -101,7 +107,7 @@ def _require_weights(folder: Path, name: str) -> None:
                 where=where,
                 advice="take a revision with safetensors, or convert them: huggingface.co/spaces/safetensors/convert",
             )
-        raise ModelError("the folder has no weights (model.safetensors)", where=where)
+        raise ModelError("the folder has no weights (model.safetensors)", where=where, advice="fetch it again")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -120,7 +126,11 @@ def load_config(model: ModelConfig, folder: Path | None = None) -> PretrainedCon
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS as error:
-        raise ModelError(f"its config.json cannot be used: {first_line(error)}", where=where) from None
+        raise ModelError(
+            f"its config.json cannot be used: {first_line(error)}",
+            where=where,
+            advice="take a model that the installed transformers knows, or fetch the folder again",
+        ) from None
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     named = list(config.architectures or [])
     causal = {known} if isinstance(known, str) else set(known or ())

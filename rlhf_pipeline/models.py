@@ -104,7 +104,11 @@ def _load(
             advice="a smaller model, model.dtype: bfloat16, or model.quantization: 4bit",
         ) from None
     except LOADING_ERRORS as error:
-        raise ModelError(f"the model cannot be loaded: {first_line(error)}", where=where) from None
+        raise ModelError(
+            f"the model cannot be loaded: {first_line(error)}",
+            where=where,
+            advice="its files may be cut off or belong to different models: fetch them again",
+        ) from None
     _require_all_weights(report, where, has_new_head="num_labels" in options)
     if "score.weight" in report["missing_keys"]:
         nn.init.zeros_(loaded.score.weight)

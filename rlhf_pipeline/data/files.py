@@ -118,7 +118,7 @@ def _file_rows(path: Path) -> Iterator[RawRow]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from None
     if empty:
-        raise DataError("the file is empty: it holds no rows", where=str(path))
+        raise DataError("the file is empty: it holds no rows", where=str(path), advice="fetch or make the file again")
 
 
 def _csv_rows(path: Path) -> Iterator[RawRow]:
@@ -187,7 +187,8 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
             for number, row in enumerate(chain.from_iterable(batches), start=1):
                 yield RawRow(f"{path}:{number}", row)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"not a sound Parquet file: {str(error).splitlines()[0]}", where=str(path)) from None
+        what = f"not a sound Parquet file: {str(error).splitlines()[0]}"
+        raise DataError(what, where=str(path), advice="make the file again, or give it its real suffix") from None
 
 
 def _hub_rows(source: SourceConfig) -> Iterator[RawRow]:

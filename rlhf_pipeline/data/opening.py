@@ -49,7 +49,11 @@ def _open(path: Path) -> IO[bytes]:
         if head.startswith(magic):
             raise DataError(what, where=str(path), advice=advice)
     if b"\0" in head:
-        raise DataError(f"a binary file (NUL byte at {head.index(0)}), wanted text", where=str(path))
+        raise DataError(
+            f"a binary file (NUL byte at {head.index(0)}), wanted text",
+            where=str(path),
+            advice="is it the right file? Its name has to end as what it is, e.g. .parquet",
+        )
     return cast(IO[bytes], opened(path, "rb"))
 
 

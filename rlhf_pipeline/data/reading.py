@@ -182,6 +182,7 @@ def _read(
             f"none of the {total} rows could be used",
             where=source.path,
             details=[f"{count} {reason}" for reason, count in left_out.most_common()],
+            advice="with on_bad_rows: error each row is named; name your columns with columns: where they differ",
         )
     return _loaded(what, source, known.name, records, total, left_out)
 
