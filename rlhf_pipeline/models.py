@@ -22,10 +22,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from rlhf_pipeline.config import LoraSection, ModelConfig
-from rlhf_pipeline.errors import ArtifactError, ModelError
+from rlhf_pipeline.errors import ArtifactError, ConfigError, ModelError
 from rlhf_pipeline.model_source import LOADING_ERRORS, first_line, load_config, model_folder
 from rlhf_pipeline.model_source import base_identity as base_identity
 
@@ -273,8 +274,28 @@ def lora_config(lora: LoraSection, *, task: str) -> LoraConfig:
 
 def add_adapter(loaded: PreTrainedModel, lora: LoraSection, *, task: str) -> PeftModel:
     """A new trainable adapter named ``default``, which changes nothing yet; with its head for ``SEQ_CLS``."""
+    require_targets(loaded, lora)
     with quiet():
         return _peft(loaded, lora_config(lora, task=task))
+
+
+def require_targets(loaded: PreTrainedModel, lora: LoraSection) -> None:
+    """See that the model has every layer that is to carry an adapter: PEFT is content with one of them.
+
+    Raises:
+        ConfigError: naming those it has not, and those that it has.
+    """
+    if isinstance(lora.targets, str):
+        return
+    linear = [name for name, module in loaded.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    absent = [t for t in lora.targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
+    if absent or not lora.targets:
+        there = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
+        raise ConfigError(
+            f"the model has no linear layer {', '.join(absent) or 'to carry an adapter, as none is named'}",
+            where="lora.targets",
+            advice=f"there are: {there}; or targets: all-linear",
+        )
 
 
 def _peft(loaded: PreTrainedModel, config: LoraConfig) -> PeftModel:

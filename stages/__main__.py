@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -170,13 +171,31 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
     except Exception as error:
-        _report_bug(error)
+        if not _explain_disk(error):
+            _report_bug(error)
         sys.exit(1)
+
+
+def _explain_disk(error: Exception) -> bool:
+    """Say what a file system refused, whichever library wrote; whether that was it."""
+    import errno
+
+    # safetensors and torch raise their own classes, with the system's words in them (torch's writer: a wrong position).
+    full = re.search(r"No space left on device|Disk quota exceeded|inline_container\.cc.* unexpected pos", str(error))
+    if not isinstance(error, OSError) and not full:
+        return False
+    number = errno.ENOSPC if full else error.errno if isinstance(error, OSError) else None
+    what, where = str(error), ""
+    if isinstance(error, OSError) and error.strerror:
+        what, where = error.strerror, f"{error.filename}: " if error.filename else ""
+    advice = "mend this and start the same command again: it goes on from here"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        what, advice = "the disk is full", "free some space and start the same command again: it goes on from here"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "give this user write access there, or name another folder: --set run.folder=FOLDER"
+    print(f"error: {where}{what}\n  → {advice}", file=sys.stderr)
+    return True
 
 
 def _report_bug(error: Exception) -> None:

@@ -231,7 +231,12 @@ def _guidelines(config: Config) -> str:
     try:
         return Path(config.guidelines).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the file cannot be read: {error}", where="collect.guidelines") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(
+            f"the file {config.guidelines} cannot be read: {reason}",
+            where="collect.guidelines",
+            advice="give the path of a Markdown file, or leave it out for a general text",
+        ) from None
 
 
 def _wait_for_people(job: Job, store: JudgementStore, round_id: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -40,8 +41,7 @@ def run(settings: Settings, only: Sequence[str] = (), *, again: bool = False) ->
         WaitingForPeople: the chain cannot go on before people have judged.
     """
     wanted = _wanted(settings, only)
-    run_folder = Path(settings.run.folder)
-    run_folder.mkdir(parents=True, exist_ok=True)
+    run_folder = _make_folder(Path(settings.run.folder))
     with locked(run_folder):
         artifacts.write_atomically(run_folder / "config.yaml", config.dump(settings))
         states = inspect(settings, run_folder)
@@ -56,6 +56,18 @@ def run(settings: Settings, only: Sequence[str] = (), *, again: bool = False) ->
             if stage.uses_model and identity is None:
                 identity = _identity(settings)
             states[name] = _run_stage(stage, settings, run_folder, states, identity)
+
+
+def _make_folder(run_folder: Path) -> Path:
+    advice = "name another: --set run.folder=FOLDER"
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"the run folder cannot be made: {error.strerror}"
+        raise UsageError(what, where=f"run.folder: {run_folder}", advice=advice) from None
+    if not os.access(run_folder, os.W_OK):
+        raise UsageError("no permission to write into it", where=f"run.folder: {run_folder}", advice=advice)
+    return run_folder
 
 
 def _wanted(settings: Settings, only: Sequence[str]) -> set[str]:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from rlhf_pipeline.config import Section
-from rlhf_pipeline.errors import DataError
+from rlhf_pipeline.errors import ConfigError
 from stages.job import Job
 
 if TYPE_CHECKING:
     from rlhf_pipeline.records import Prompt, ResponseSet
 
 _CHUNK = 64  # prompts between two writes to the disk
+_POLICIES = "give sft, base, or the folder of a finished policy, e.g. runs/round1/ppo"
 
 
 class Config(Section):
@@ -105,9 +106,12 @@ def load_policy(job: Job, policy: str) -> Any:
         return models.load_causal_lm(job.settings.model, device=job.device)
     if policy == "sft":
         return models.load_policy(job.settings.model, job.inputs["sft"].folder, device=job.device)
+    if not (Path(policy) / artifacts.MANIFEST).is_file():
+        raise ConfigError(f"{policy} is no finished policy", where="sample.policy", advice=_POLICIES)
     artifact = artifacts.open_artifact(Path(policy))
     if artifact.manifest.kind != "policy":
-        raise DataError(f"holds {artifact.manifest.kind}, not a policy", where=policy)
+        what = f"{policy} holds {artifact.manifest.kind}, not a policy"
+        raise ConfigError(what, where="sample.policy", advice=_POLICIES)
     sft = job.inputs["sft"].manifest
     artifacts.require_same_identity(artifact, sft.base, sft.tokenizer)
     return models.load_policy(job.settings.model, artifact.folder, device=job.device)

@@ -48,6 +48,8 @@ def run(job: Job) -> dict[str, Any]:
 
     full = config.lora is None
     base = models.load_causal_lm(model, device=job.device, dtype=training.weight_dtype(model, job.device, full))
+    if config.lora:
+        models.require_targets(base, config.lora)
     rows = _columns(train)
     if config.packing:
         rows = training.pack(rows, limit, seed=job.seed)
