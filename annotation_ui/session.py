@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from annotation_ui.render import to_html, visible
 from rlhf_pipeline.errors import AnswerRefused
@@ -24,7 +24,6 @@ HOLD = 4
 PROGRESS_SECONDS = 1.0
 """How old the shown progress may be: counting a large round for every judgement would cost more than the judgement."""
 
-Side = Literal["left", "right", "tie", "skip"]
 SIDES = ("left", "right", "tie", "skip")
 _TIMES = ("shown_at", "decided_at", "active_ms", "wall_ms")
 _LARGEST = 2**53
@@ -83,10 +82,6 @@ class Judging:
             progress = self._progress[1]
         mine = self.store.count_of(self.round_id, user_id)
         return {"mine": mine, "done": progress.wanted - progress.remaining, "wanted": progress.wanted}
-
-    def guidelines(self) -> str:
-        """What the people of this round are told, as inert HTML."""
-        return to_html(self.store.guidelines(self.round_id))
 
     def _assignment(self, user_id: int, assignment_id: int) -> Assignment:
         assignment = self.store.assignment(assignment_id)
