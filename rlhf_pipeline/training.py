@@ -7,6 +7,7 @@ that a resumed run continues with exactly the rows that an uninterrupted one wou
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -173,40 +174,40 @@ def arguments(
         dtype: precision of the run.
         tracking: name of a tracker, or ``none``.
         own: what only this kind has.
+
+    Raises:
+        ConfigError: the tracker is not installed.
     """
+    if tracking != "none" and importlib.util.find_spec(tracking) is None:
+        advice = f"pip install {tracking}, or run.tracking: none"
+        raise ConfigError(f"the tracker {tracking} is not installed", where="run.tracking", advice=advice)
     schedule = "constant_with_warmup" if section.schedule == "constant" else section.schedule
-    try:
-        return kind(
-            output_dir=str(folder),
-            max_steps=steps.steps,
-            per_device_train_batch_size=steps.micro_batch,
-            per_device_eval_batch_size=steps.micro_batch,
-            gradient_accumulation_steps=steps.accumulation,
-            train_sampling_strategy="sequential",
-            learning_rate=section.learning_rate,
-            warmup_steps=section.warmup,  # below 1 it is a share of the steps
-            lr_scheduler_type=schedule,
-            weight_decay=section.weight_decay,
-            max_grad_norm=section.max_grad_norm,
-            gradient_checkpointing=section.gradient_checkpointing,  # the name that all supported versions know
-            logging_steps=section.log_every,
-            logging_nan_inf_filter=False,  # it would show a running mean in place of a NaN
-            save_strategy="steps",
-            save_steps=section.save_every,
-            save_total_limit=2,  # with one, the good checkpoint is deleted before its successor is known to be whole
-            seed=seed,
-            use_cpu=device == "cpu",
-            bf16=full and dtype == torch.bfloat16,  # TRL's default is true, also on a CPU
-            report_to=tracking,
-            disable_tqdm=True,
-            dataloader_pin_memory=device != "cpu",
-            **own,
-        )
-    except (RuntimeError, ValueError, ImportError) as error:
-        if tracking != "none" and tracking in str(error):
-            advice = f"pip install {tracking}, or run.tracking: none"
-            raise ConfigError(f"the tracker {tracking} is not installed", where="run.tracking", advice=advice) from None
-        raise
+    return kind(
+        output_dir=str(folder),
+        max_steps=steps.steps,
+        per_device_train_batch_size=steps.micro_batch,
+        per_device_eval_batch_size=steps.micro_batch,
+        gradient_accumulation_steps=steps.accumulation,
+        train_sampling_strategy="sequential",
+        learning_rate=section.learning_rate,
+        warmup_steps=section.warmup,  # below 1 it is a share of the steps
+        lr_scheduler_type=schedule,
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        gradient_checkpointing=section.gradient_checkpointing,  # the name that all supported versions know
+        logging_steps=min(section.log_every, steps.steps),
+        logging_nan_inf_filter=False,  # it would show a running mean in place of a NaN
+        save_strategy="steps",
+        save_steps=section.save_every,
+        save_total_limit=2,  # with one, the good checkpoint is deleted before its successor is known to be whole
+        seed=seed,
+        use_cpu=device == "cpu",
+        bf16=full and dtype == torch.bfloat16,  # TRL's default is true, also on a CPU
+        report_to=tracking,
+        disable_tqdm=True,
+        dataloader_pin_memory=device != "cpu",
+        **own,
+    )
 
 
 def processing_class(chat: ChatTokenizer) -> Any:

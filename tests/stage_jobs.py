@@ -95,3 +95,47 @@ def job(
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a stage's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def sft_input(model: ModelConfig, folder: Path, **settings: Any) -> Any:
+    """An SFT artifact made by the stage itself in three steps."""
+    from stages import sft
+
+    source = write_demonstrations(folder.parent / f"{folder.name}.jsonl", demonstrations(16))
+    config = sft.Config(
+        **{"max_steps": 3, "batch_size": 4, "warmup": 0.0, "learning_rate": 1e-2, "max_length": 200, **settings}
+    )
+    sft.run(job(config, model, folder, data=DataConfig(demonstrations=source, held_out=0.25)))
+    return SimpleNamespace(folder=folder)
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+def interrupt_at(monkeypatch: Any, step: int) -> None:
+    """End training in the middle of a step, as a crash would: nothing is saved for it."""
+    from rlhf_pipeline import training
+
+    original = training._Watch.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            raise Interrupted
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(training._Watch, "on_step_end", on_step_end)
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """Every tensor of an artifact's adapter or model."""
+    from safetensors.torch import load_file
+
+    files = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    """Bitwise."""
+    first, second = tensors(one), tensors(other)
+    return bool(first) and first.keys() == second.keys() and all(bool((first[k] == second[k]).all()) for k in first)

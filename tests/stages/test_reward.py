@@ -1,0 +1,170 @@
+"""Reward modelling through the real stage: the head is trained, saved and read back, and length is told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlhf_pipeline import models, training
+from rlhf_pipeline.data import DataConfig
+from rlhf_pipeline.encoding import EncodedPair
+from rlhf_pipeline.errors import DataError, TrainingError
+from rlhf_pipeline.tokenization import load_tokenizer
+from stages import reward
+from tests import stage_jobs, tiny_models
+from tests.stage_jobs import Interrupted, job, metrics_lines, same_tensors, sft_input, tensors
+
+FAST = {"max_steps": 4, "batch_size": 4, "warmup": 0.0, "learning_rate": 1e-2, "max_length": 200, "log_every": 1}
+
+
+def inputs(model: Any, folder: Path, rows: Any = None, **sft_settings: Any) -> dict[str, Any]:
+    return {
+        "sft": sft_input(model, folder / "sft", **sft_settings),
+        "collect": stage_jobs.write_preferences(folder / "collect", rows or stage_jobs.preferences(32)),
+    }
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_family_learns_and_loads(tmp_path, family):
+    model = tiny_models.make(family, tmp_path / "base")
+    given = inputs(model, tmp_path)
+    before = tensors(given["sft"].folder)
+    made = job(reward.Config(**FAST), model, tmp_path / "reward", inputs=given)
+    metrics = reward.run(made)
+    assert metrics["score_drift_after_loading"] <= 1e-6
+    assert metrics["pairs"] == metrics["rows"]["held_out"] > 0
+    lines = metrics_lines(made.folder)
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-4), "a zero head scores everything alike"
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert models.read_score_head(made.folder / "adapter").any()
+    assert any(line.startswith("held-out accuracy") and "length alone" in line for line in made.said)
+    after = tensors(given["sft"].folder)
+    assert all(torch.equal(after[k], before[k]) for k in before), "the SFT artifact is only read"
+    chat = load_tokenizer(model)
+    pair = stage_jobs.preferences(1)[0]
+    rows = [
+        chat.encode_prompt(pair.prompt.messages) + chat.encode_response(pair.prompt.messages, text)
+        for text in (pair.chosen, pair.rejected)
+    ]
+    chosen, rejected = models.load_reward_model(model, made.folder, device="cpu").score(rows)
+    assert chosen != rejected
+
+
+def test_starts_from_the_sft_adapter_or_from_the_base(tmp_path):
+    model = tiny_models.make("llama", tmp_path / "base")
+    given = inputs(model, tmp_path, lora={"rank": 4})
+    config = {**FAST, "learning_rate": 1e-9, "max_steps": 1}
+    reward_lora = {"lora": {"rank": 8}}
+    reward.run(job(reward.Config(**config, **reward_lora), model, tmp_path / "a", inputs=given))
+    sft, copied = tensors(given["sft"].folder), tensors(tmp_path / "a")
+    assert all(torch.allclose(copied[name], sft[name], atol=1e-6) for name in sft)
+    base = job(reward.Config(**config, **reward_lora, init="base"), model, tmp_path / "b", inputs=given)
+    reward.run(base)
+    fresh = tensors(tmp_path / "b")
+    assert next(t for name, t in fresh.items() if "lora_A" in name).shape[0] == 8
+    assert any("without what SFT learnt" in line for line in base.said)
+
+
+@pytest.mark.parametrize("sft_lora", [{"rank": 4}, None])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_without_lora_and_after_full_fine_tuning(tmp_path, sft_lora, dtype):
+    model = tiny_models.make("qwen3", tmp_path / "base").model_copy(update={"dtype": dtype})
+    given = inputs(model, tmp_path, lora=sft_lora)
+    full = job(reward.Config(**{**FAST, "learning_rate": 1e-3}, lora=None), model, tmp_path / "full", inputs=given)
+    assert reward.run(full)["score_drift_after_loading"] < 1e-3
+    assert models.full_model(full.folder)
+    adapter = job(reward.Config(**FAST), model, tmp_path / "adapter", inputs=given)
+    assert reward.run(adapter)["score_drift_after_loading"] < 1e-3
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path, monkeypatch):
+    model = tiny_models.make("gpt2", tmp_path / "base")
+    given = inputs(model, tmp_path)
+    config = reward.Config(**{**FAST, "max_steps": 7, "epochs": 3, "save_every": 2, "learning_rate": 1e-3})
+    expected = reward.run(whole := job(config, model, tmp_path / "whole", inputs=given))
+    with monkeypatch.context() as patch:
+        stage_jobs.interrupt_at(patch, 6)
+        with pytest.raises(Interrupted):
+            reward.run(job(config, model, tmp_path / "resumed", inputs=given))
+    resumed = job(config, model, tmp_path / "resumed", inputs=given)
+    assert {**reward.run(resumed), "resumed_at": 0} == expected
+    assert same_tensors(whole.folder, resumed.folder)
+    assert metrics_lines(resumed.folder) == metrics_lines(whole.folder)
+
+
+def test_undecided_and_long_pairs_are_counted(tmp_path):
+    model = tiny_models.make("llama", tmp_path / "base")
+    rows = stage_jobs.preferences(24)
+    rows += stage_jobs.preferences(3, probability=0.5) + stage_jobs.preferences(2, probability=0.55)
+    long = stage_jobs.preferences(1)[0]
+    rows.append(type(long)(long.prompt, long.chosen, "Go away. " * 60))
+    made = job(reward.Config(**FAST), model, tmp_path / "reward", inputs=inputs(model, tmp_path, rows))
+    account = reward.run(made)["rows"]
+    assert (account["read"], account["undecided"], account["overlong"]) == (30, 5, 1)
+    assert account["train"] + account["held_out"] == 24
+    assert any("5 undecided left out" in line and "1 longer than 200 tokens left out" in line for line in made.said)
+
+
+def test_no_decided_pair(tmp_path):
+    model = tiny_models.make("llama", tmp_path / "base")
+    given = inputs(model, tmp_path, stage_jobs.preferences(4, probability=0.5))
+    with pytest.raises(DataError, match="none of the 4 preferences is decided"):
+        reward.run(job(reward.Config(**FAST), model, tmp_path / "reward", inputs=given))
+
+
+def test_everything_held_out(tmp_path):
+    model = tiny_models.make("llama", tmp_path / "base")
+    given = inputs(model, tmp_path)
+    data = DataConfig(held_out=0.999999)
+    with pytest.raises(DataError, match="every pair is held out"):
+        reward.run(job(reward.Config(**FAST), model, tmp_path / "reward", inputs=given, data=data))
+
+
+def test_scores_that_change_on_the_way_to_the_disk_are_noticed(tmp_path, monkeypatch):
+    model = tiny_models.make("llama", tmp_path / "base")
+    given = inputs(model, tmp_path)
+    original = training.save
+
+    def save_badly(trained, folder, model):
+        original(trained, folder, model)
+        path = folder / "adapter" / "adapter_model.safetensors"
+        content = load_file(path)
+        content[models.SCORE_KEY] = content[models.SCORE_KEY] * self.factor
+        save_file(content, path)
+
+    self = SimpleNamespace(factor=1.01)
+    monkeypatch.setattr(training, "save", save_badly)
+    with pytest.raises(TrainingError, match="scores differ by up to"):
+        reward.run(job(reward.Config(**FAST), model, tmp_path / "a", inputs=given))
+    self.factor = 0
+    with pytest.raises(TrainingError, match="head is zero"):
+        reward.run(job(reward.Config(**FAST), model, tmp_path / "b", inputs=given))
+
+
+def test_accuracy_by_hand():
+    pairs = [
+        EncodedPair([1], [2] * 5, [3] * 4),  # longer wins
+        EncodedPair([1], [2] * 2, [3] * 4),  # shorter wins
+        EncodedPair([1], [2] * 3, [3] * 7),  # shorter wins
+        EncodedPair([1], [2] * 3, [3] * 3),  # of equal length
+    ]
+
+    class Judge:
+        def score(self, sequences: list[list[int]], batch_size: int) -> list[float]:
+            assert sequences[0] == [1] + [2] * 5
+            assert sequences[4] == [1] + [3] * 4
+            return [2.0, 1.0, 0.0, 0.5, 1.0, 0.0, 3.0, 0.5]  # right, right, wrong, tied
+
+    measured = reward.accuracy(Judge(), pairs, batch_size=2)
+    assert measured["accuracy"] == 2.5 / 4
+    assert measured["longer_wins"] == 1.5 / 4
+    assert measured["length_baseline"] == 2.5 / 4
+    assert measured["margin"] == (1 + 1 - 3 + 0) / 4
+    assert measured["accuracy_low"] < 2.5 / 4 < measured["accuracy_high"]
+    assert "shorter wins) 62.5%; not shown to be better than length" in reward._sentence(measured)
+    assert reward.accuracy(Judge(), [], batch_size=2) == {"accuracy": None, "pairs": 0}
