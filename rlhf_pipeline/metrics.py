@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_pipeline.errors import TrainingError
+
 
 class MetricsWriter:
     """Appends one JSON line per step to ``metrics.jsonl``; a resumed run drops the lines after its checkpoint.
@@ -43,6 +45,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def require_finite(value: float, what: str) -> None:
+    """See that what was trained gives numbers: the last step, after which no loss is taken, may be the bad one.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"after training, {what} is {value}, so the last step went wrong",
+            advice="lower learning_rate, raise warmup, or train in float32 (model.dtype: float32)",
+        )
 
 
 def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:

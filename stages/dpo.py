@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from rlhf_pipeline.config import TrainingSection
-from rlhf_pipeline.metrics import wilson_interval
+from rlhf_pipeline.metrics import require_finite, wilson_interval
 from stages.job import Job
 from stages.pairs import load_pairs
 
@@ -93,6 +93,7 @@ def run(job: Job) -> dict[str, Any]:
     training.finish(policy, model, job.device)
     measured = _measure(reference_held_out, _logprobs(policy, pairs.held_out, chat, budget))
     if measured["pairs"]:
+        require_finite(measured["chosen_shift"], "the log-ratio of held-out responses")
         job.say(
             f"on held-out pairs the policy prefers the chosen response in {measured['accuracy']:.1%} "
             f"(95 %: {measured['accuracy_low']:.1%} to {measured['accuracy_high']:.1%}, {measured['pairs']:,} pairs)"

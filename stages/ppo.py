@@ -100,7 +100,7 @@ def run(job: Job) -> dict[str, Any]:
     from rlhf_pipeline import rollout as rollouts
     from rlhf_pipeline.advantages import gae, kl_penalised_rewards, next_kl_coef, whiten
     from rlhf_pipeline.checkpoints import load_checkpoint, save_checkpoint
-    from rlhf_pipeline.metrics import MetricsWriter
+    from rlhf_pipeline.metrics import MetricsWriter, require_finite
     from rlhf_pipeline.tokenization import load_tokenizer
 
     config: Config = job.config
@@ -204,6 +204,8 @@ def run(job: Job) -> dict[str, Any]:
             advance(1)
     writer.close()
     _require_unmoved(roles, frozen)
+    moved = rollouts.largest_difference(roles, "policy", "reference", prompts[:8], pad_id=chat.pad_id)
+    require_finite(moved, "the largest log-ratio of policy and SFT")
     roles.save("policy", job.folder / "adapter", model_name=job.settings.model.name)
     job.say(_summary(row, config.iterations))
     return {key: value for key, value in row.items() if not key.startswith("seconds/")}

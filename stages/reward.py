@@ -16,7 +16,7 @@ from pydantic import Field
 
 from rlhf_pipeline.config import TrainingSection
 from rlhf_pipeline.errors import TrainingError
-from rlhf_pipeline.metrics import wilson_interval
+from rlhf_pipeline.metrics import require_finite, wilson_interval
 from stages.job import Job
 from stages.pairs import load_pairs
 
@@ -82,6 +82,8 @@ def run(job: Job) -> dict[str, Any]:
     training.finish(classifier, model, job.device)
     reward_model = models.RewardModel(classifier)
     measured = accuracy(reward_model, pairs.held_out, batch_size=2 * steps.micro_batch)
+    if measured["pairs"]:
+        require_finite(measured["score_mean"], "the mean score of held-out responses")
     job.say(_sentence(measured))
     training.save(classifier, job.folder, model)
     drift = _prove_saved(job, reward_model, pairs.held_out or pairs.train)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_pipeline.config import TrainingSection
 from rlhf_pipeline.errors import ConfigError, DataError
+from rlhf_pipeline.metrics import require_finite
 from stages.job import Job
 from stages.prompts import split_rule
 
@@ -84,6 +85,7 @@ def run(job: Job) -> dict[str, Any]:
     metrics = {**trained, "rows": account}
     if held_out:
         metrics["held_out_loss"] = training.evaluation_loss(trainer, _columns(held_out))
+        require_finite(metrics["held_out_loss"], "the loss on held-out rows")
         job.say(f"loss {trained['loss']:.3f}, on {len(held_out):,} held-out rows {metrics['held_out_loss']:.3f}")
     training.finish(trainer.model, model, job.device)
     training.save(trainer.model, job.folder, model)
