@@ -14,7 +14,7 @@
   const page = {}; // the elements
   let user = null, progress = { mine: 0, done: 0, wanted: 0 };
   let shown = null, shownAt = 0, active = 0, touched = Date.now(), raw = false;
-  let sending = false, problem = "", last = "";
+  let sending = false, problem = "", last = "", later = 0;
 
   const token = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
   const byId = (id) => document.getElementById(id);
@@ -27,7 +27,6 @@
   }
 
   // The outbox
-
   const boxName = () => `rlhf-outbox-${user.id}`;
   function outbox() {
     try {
@@ -61,8 +60,8 @@
       for (let box = outbox(); box.length; box = outbox()) {
         const { kind, body } = box[0];
         const answer = await post(kind === "undo" ? "/api/v1/undo" : "/api/v1/judgements", body);
-        if (answer.status === 401) return fail("signed out");
-        if (answer.status >= 500 || answer.status === 429) return fail("the server has a problem");
+        if (answer.status === 401) return void (problem = "signed out");
+        if (answer.status >= 500 || answer.status === 429) return void (problem = "the server has a problem");
         const data = await answer.json();
         keep(outbox().filter((one) => one.body.client_token !== body.client_token));
         problem = "";
@@ -71,21 +70,26 @@
       }
       if (problem === "offline" || problem.startsWith("the server")) problem = "";
     } catch {
-      fail("offline");
+      problem = "offline";
     } finally {
       sending = false;
       tell();
     }
   }
 
-  function fail(what) {
-    problem = what;
+  // What everybody has done: the server counts at most once a second, so the number is asked for again a little later.
+  async function refresh() {
+    const answer = await fetch("/api/v1/progress").catch(() => null);
+    if (!answer || !answer.ok) return;
+    progress = await answer.json();
+    tell();
   }
 
   // Tasks
-
   function take(data, undone) {
     progress = data.progress;
+    clearTimeout(later);
+    later = setTimeout(refresh, 1200);
     if (undone) {
       judged.delete(undone.assignment);
       if (!queue.some((t) => t.assignment === undone.assignment)) queue.unshift(undone);
@@ -100,14 +104,14 @@
     if (queue.length || outbox().length) return;
     try {
       const answer = await post("/api/v1/tasks/next", {});
-      if (answer.status === 401) fail("signed out");
-      else if (!answer.ok) fail("the server has a problem");
+      if (answer.status === 401) problem = "signed out";
+      else if (!answer.ok) problem = "the server has a problem";
       else {
         problem = "";
         take(await answer.json());
       }
     } catch {
-      fail("offline");
+      problem = "offline";
     }
     tell();
   }
@@ -143,7 +147,6 @@
   }
 
   // The screen
-
   function content(item) {
     const block = element("div", { dir: "auto", class: raw ? "text raw" : "text" });
     if (raw) block.textContent = item.text;
@@ -224,7 +227,6 @@
   }
 
   // Input
-
   function onClick(event) {
     const button = event.target instanceof Element && event.target.closest("button");
     if (!button || !(button.id in BUTTONS || button.id === "undo")) return;
@@ -283,6 +285,7 @@
     }, 250);
     setInterval(() => (outbox().length ? flush() : null), 1000);
     setInterval(more, 5000);
+    setInterval(refresh, 20000);
   }
 
   const waiting = setInterval(() => {
