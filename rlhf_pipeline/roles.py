@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +26,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_pipeline.config import LoraSection
 from rlhf_pipeline.errors import ArtifactError, ModelError
@@ -58,6 +61,7 @@ class Roles:
         self._base_tensors = {**dict(base.named_parameters()), **dict(base.named_buffers())}
         self._model: PeftModel | None = None
         self._layers: list[LoraLayer] = []
+        self._recomputed: list[GradientCheckpointingLayer] = []
         self._roles: dict[str, _Role] = {}
         self._active: str | None = None
         self._in_use = False
@@ -115,11 +119,26 @@ class Roles:
         assert head is not None, f"role {name!r} has no head"
         return cast(Tensor, head(hidden.to(torch.float32))).squeeze(-1)
 
+    def recompute_layers(self) -> None:
+        """Keep only each layer's input for the backward pass and compute the rest again there: less memory, more time.
+
+        Raises:
+            ModelError: the architecture has no layers that can do this.
+        """
+        self._recomputed = [m for m in self.base.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not self._recomputed:
+            raise ModelError(
+                "this architecture cannot recompute its layers", advice="set gradient_checkpointing: false"
+            )
+        for layer in self._recomputed:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+
     @contextmanager
     def use(self, name: str | None) -> Iterator[PreTrainedModel]:
         """The base with this role's adapter at work (None: the bare base); do not nest.
 
-        Under gradient checkpointing finish the backward pass inside: layers are computed again with what is active
+        After :meth:`recompute_layers`, finish the backward pass inside: layers are computed again with what is active
         then.
         """
         if self._in_use:
@@ -130,9 +149,15 @@ class Roles:
             raise RuntimeError("an adapter is merged into the base; every other role would run on changed weights")
         self._in_use = True
         self._switch(name)
+        for (
+            layer
+        ) in self._recomputed:  # the layer itself only: what is inside stays in evaluation mode, without dropout
+            layer.training = torch.is_grad_enabled()
         try:
             yield self.base
         finally:
+            for layer in self._recomputed:
+                layer.training = False
             self._switch(None)
             self._in_use = False
 

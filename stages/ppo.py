@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlhf_pipeline.tokenization import ChatTokenizer
 
 _KL_HORIZON = 10_000  # responses in which adaptive_kl can change the coefficient by a fifth (Ziegler et al. 2019)
+_SCALE_RESPONSES = 64  # at least so many of the SFT policy's responses settle what 0 and 1 mean as a normalised score
 _EARLY_STOP = 1.5  # times target_kl, as in OpenAI's Spinning Up
 
 
@@ -45,6 +46,8 @@ class Config(Section):
     """Optimiser steps in one pass."""
     micro_batch_tokens: int = Field(8192, ge=1)
     """Prompt and response tokens in one forward pass; lower it when memory runs out: results stay the same."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     generation_batch: int = Field(128, ge=1)
     """Responses sampled at the same time; lower it when memory runs out."""
     max_prompt_length: int = Field(1024, ge=1)
@@ -79,8 +82,6 @@ class Config(Section):
     """Normalised scores are cut to ± this."""
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken from the normalised score of a response that was cut off."""
-    reference_samples: int = Field(256, ge=8)
-    """Responses of the SFT policy whose scores settle what 0 and 1 mean as a normalised score."""
     save_every: int = Field(10, ge=1)
     """Iterations between checkpoints, from which an interrupted stage resumes."""
     lora: LoraSection = Field(default_factory=LoraSection)
@@ -127,7 +128,7 @@ def run(job: Job) -> dict[str, Any]:
     checkpoint = load_checkpoint(job.folder / "checkpoints", device=job.device)
     if checkpoint is None:
         done, kl_coef = 0, config.kl_coef
-        rollout = sample("reference", 0, config.reference_samples, "scale")
+        rollout = sample("reference", 0, max(config.rollout_batch, _SCALE_RESPONSES), "scale")
         scale = rollouts.ScoreScale.of(score(rollout, rollout.minibatches(1, config.micro_batch_tokens, 0)[0]))
         rollouts.normalise_head(roles, "value", scale)
     else:
@@ -350,6 +351,8 @@ def _roles(job: Job, chat: ChatTokenizer) -> tuple[Roles, Scorer]:
         roles.add("value", lora=config.lora, trainable=True)
         roles.set_head("value", torch.zeros(1, roles.base.config.get_text_config().hidden_size))
         reward_model = models.load_reward_model(job.settings.model, reward, device=job.device)
+    if config.gradient_checkpointing:
+        roles.recompute_layers()
 
     def score(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
         judged = rollout.ending_with(chat.end_id)

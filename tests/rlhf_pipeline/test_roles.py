@@ -17,7 +17,7 @@ from rlhf_pipeline.errors import ArtifactError, ModelError
 from rlhf_pipeline.logprobs import last_hidden, pad_sequences, response_hidden, response_logprobs
 from rlhf_pipeline.models import read_score_head
 from rlhf_pipeline.roles import Roles
-from tests.rlhf_pipeline.test_generation import CONFIGS, tiny
+from tests.rlhf_pipeline.test_generation import CONFIGS, sample, tiny
 
 LORA = LoraSection(rank=4, alpha=8, dropout=0.3)
 BATCH = pad_sequences([[5, 6, 7], [8]], [[3, 2], [20, 21, 22, 2]], pad_id=0)
@@ -152,6 +152,30 @@ def test_dropout_is_off_even_in_training_mode() -> None:
     roles = four()
     roles.base.train()
     assert torch.equal(outputs(roles, "policy"), outputs(roles, "policy"))
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_recomputed_layers_give_the_same_gradient_from_less_memory(architecture: str) -> None:
+    saved: list[int] = []
+
+    def gradient(recompute: bool) -> list[Tensor]:
+        roles = four(architecture)
+        if recompute:
+            roles.recompute_layers()
+        assert [r.ids for r in sample(roles.base, temperature=0)] == greedy  # a cache is still used
+        with roles.use("policy") as model:
+            kept: list[Tensor] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+                loss = response_logprobs(model, BATCH).sum()
+            saved.append(sum(t.numel() for t in kept))
+            loss.backward()
+        assert not any(module.training for module in roles.base.modules())
+        return [p.grad for p in roles.parameters("policy")]
+
+    greedy = [r.ids for r in sample(tiny(architecture), temperature=0)]
+    pairs = list(zip(gradient(False), gradient(True), strict=True))
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)
+    assert saved[1] < saved[0] / 2
 
 
 def test_misuse_is_refused() -> None:

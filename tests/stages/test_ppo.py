@@ -31,7 +31,7 @@ from tests import tiny_models
 
 SMALL: dict[str, Any] = {
     "iterations": 4, "rollout_batch": 8, "num_ppo_epochs": 2, "num_minibatches": 2, "micro_batch_tokens": 120,
-    "max_new_tokens": 6, "reference_samples": 8, "save_every": 1, "learning_rate": 1e-3, "value_learning_rate": 1e-3,
+    "max_new_tokens": 6, "save_every": 1, "learning_rate": 1e-3, "value_learning_rate": 1e-3,
     "target_kl": 10.0,
 }  # fmt: skip
 NAMES = {
@@ -219,6 +219,13 @@ def test_micro_batches_change_rounding_only(tmp_path: Path) -> None:
         rows.append(result(tmp_path / name)[1][0])
     for key, value in rows[0].items():
         assert value == pytest.approx(rows[1][key], rel=1e-3, abs=1e-5), key
+
+
+def test_recomputed_layers_change_nothing(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path)
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        ppo.run(make_job(tmp_path, model, name, iterations=2, gradient_checkpointing=recompute))
+    assert_same(tmp_path / "kept", tmp_path / "recomputed")
 
 
 def test_passes_stop_when_the_policy_has_moved_far_enough(tmp_path: Path) -> None:
