@@ -1,7 +1,7 @@
 """How much memory training will need: arithmetic from a model's shape, before anything is loaded.
 
 Bytes per parameter: a frozen weight costs its own width; a trained float32 adapter costs 16 (weight, gradient and
-Adam's two moments, each float32); full fine-tuning in float32 the same 16, in bfloat16 8 (each of the four in bfloat16).
+Adam's two moments, each float32); full fine-tuning keeps float32 weights and costs the same 16.
 NF4 costs 0.516 bytes: 4 bits and a quantised constant per 64 weights (Dettmers et al., 2305.14314, section 3).
 Activations are counted per token and layer, the head's logits per scored token; both are estimates.
 """
@@ -42,9 +42,9 @@ def base_bytes(shape: Shape, *, width: int, four_bit: bool) -> float:
     return shape.embedding_parameters * width + (shape.parameters - shape.embedding_parameters) * _NF4_BYTES
 
 
-def full_training_bytes(shape: Shape, *, width: int) -> float:
-    """Weights, gradients and Adam's moments of full fine-tuning at this width (4 or 2 bytes)."""
-    return float(shape.parameters * width * 4)
+def full_training_bytes(shape: Shape) -> float:
+    """Weights, gradients and Adam's moments of full fine-tuning, each float32."""
+    return float(shape.parameters * 16)
 
 
 def adapters_bytes(shape: Shape, *, rank: int, trained: int, frozen: int) -> float:

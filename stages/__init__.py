@@ -24,15 +24,14 @@ class Stage:
 
 
 _SPLIT = ("model", "data.held_out")
+_IMPORTS = ("data.preferences", "data.system")
 _PROMPTS = (*_SPLIT, "data.prompts", "data.system")
 
 STAGES = (
     Stage("sft", "policy", (), (), (*_SPLIT, "data.demonstrations", "data.system"), True, "demonstrations → policy"),
     Stage("sample", "responses", ("sft",), (), _PROMPTS, True, "policy → K responses per prompt"),
-    Stage("collect", "preferences", (), ("sample",), ("data.preferences", "data.system"), False, "judgements → preferences"),
-    Stage(
-        "reward", "reward_model", ("sft", "collect"), (), _SPLIT, True, "preferences → reward model"
-    ),
+    Stage("collect", "preferences", (), ("sample",), _IMPORTS, False, "judgements → preferences"),
+    Stage("reward", "reward_model", ("sft", "collect"), (), _SPLIT, True, "preferences → reward model"),
     Stage("dpo", "policy", ("sft", "collect"), (), _SPLIT, True, "preferences → policy, by DPO"),
     Stage("ppo", "policy", ("sft", "reward"), (), _PROMPTS, True, "reward model → policy, by PPO"),
     Stage("evaluate", "evaluation", ("sft",), ("reward", "dpo", "ppo"), _PROMPTS, True, "policies → win rates, report"),

@@ -1,6 +1,6 @@
 """What would fail, and the memory it will need, said before any weights are loaded.
 
-    rlhf doctor CONFIG
+rlhf doctor CONFIG
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def _packages(settings: Settings) -> Iterator[Finding]:
         wanted["bitsandbytes"] = "quantization"
     for package, extra in wanted.items():
         if importlib.util.find_spec(package) is None:
-            yield "fails", f"the package {package} is missing: pip install {package}, or pip install 'rlhf-pipeline[{extra}]'"
+            yield (
+                "fails",
+                f"the package {package} is missing: pip install 'rlhf-pipeline[{extra}]' (or {package} alone)",
+            )
 
 
 def _data(settings: Settings) -> Iterator[Finding]:
@@ -102,7 +105,8 @@ def _memory(settings: Settings) -> Iterator[Finding]:
 
     shape, width, available = _shape(settings), _width(settings), _available(settings)
     base = memory.base_bytes(shape, width=width, four_bit=settings.model.quantization == "4bit")
-    yield "note", f"memory: base {shape.parameters / 1e6:,.1f}M weights, {base / GIB:.2f} GiB; {available / GIB:.1f} GiB there"
+    weights = f"{shape.parameters / 1e6:,.1f}M weights"
+    yield "note", f"memory: base {weights}, {base / GIB:.2f} GiB; {available / GIB:.1f} GiB there"
     for name in ("sft", "reward", "dpo"):
         if name not in settings.run.stages:
             continue
@@ -111,7 +115,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         tokens = sequences * section.max_length * (1 if name == "sft" else 2)
         need = memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=section.gradient_checkpointing)
         if section.lora is None:
-            need += memory.full_training_bytes(shape, width=width) + (base if name == "dpo" else 0)
+            need += memory.full_training_bytes(shape) + (base if name == "dpo" else 0)
         else:
             need += base + memory.adapters_bytes(shape, rank=section.lora.rank, trained=1, frozen=int(name == "dpo"))
         yield _fits(name, need, available)
@@ -142,7 +146,7 @@ def _shape(settings: Settings) -> Shape:
 
     config = load_config(settings.model)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     head = model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     text = config.get_text_config()

@@ -145,8 +145,9 @@ def _call(stage: Stage, job: Job) -> dict[str, Any]:
         random.seed(job.seed)
         numpy.random.seed(job.seed)
         torch.manual_seed(job.seed)
-    metrics = importlib.import_module(f"stages.{stage.name}").run(job)
-    return json.loads(json.dumps(metrics))  # what cannot be written into a manifest fails here, not after hashing
+    metrics: dict[str, Any] = importlib.import_module(f"stages.{stage.name}").run(job)
+    json.dumps(metrics)  # what cannot be written into a manifest fails here, not after hashing
+    return metrics
 
 
 def _open_inputs(

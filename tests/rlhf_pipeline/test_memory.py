@@ -31,8 +31,8 @@ def test_two_trained_and_one_frozen_adapter() -> None:
     assert adapters_bytes(LLAMA_8B, rank=16, trained=2, frozen=1) == 41_943_040 * 36
 
 
-def test_full_fine_tuning_is_sixteen_bytes_a_weight_in_float32() -> None:
-    assert full_training_bytes(LLAMA_8B, width=4) == LLAMA_8B.parameters * 16
+def test_full_fine_tuning_is_sixteen_bytes_a_weight() -> None:
+    assert full_training_bytes(LLAMA_8B) == LLAMA_8B.parameters * 16
 
 
 def test_checkpointing_keeps_one_block_and_the_inputs_of_the_others() -> None:
