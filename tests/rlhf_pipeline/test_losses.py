@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
+from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
 from rlhf_pipeline.losses import (
     bradley_terry_loss,
     dpo_loss,
@@ -18,6 +22,8 @@ from rlhf_pipeline.losses import (
     ppo_policy_loss,
     ppo_value_loss,
 )
+from rlhf_pipeline.roles import Roles
+from tests.rlhf_pipeline.test_generation import tiny
 
 
 def policy(ratios, advantages, mask=None, *, count=None, **changes):
@@ -128,7 +134,7 @@ def test_bradley_terry() -> None:
 
 
 def test_bradley_terry_finds_the_maximum_likelihood_scores() -> None:
-    """12 items: the minimum of the loss against Newton's method on the counts, and the truth within its χ² (3.5)."""
+    """12 items: the minimum of the loss against Newton's method on the counts, and the truth within its χ²."""
     torch.manual_seed(1)
     items, comparisons = 12, 20_000
     truth = torch.randn(items, dtype=torch.float64)
@@ -170,7 +176,7 @@ def test_dpo_by_hand() -> None:
 
 
 def test_dpo_optimum_is_the_kl_regularised_policy() -> None:
-    """All pairs, weighted by how often they are drawn and preferred: the minimum is π_ref exp(r/β)/Z (3.2)."""
+    """All pairs, weighted by how often they are drawn and preferred: the minimum is π_ref exp(r/β)/Z."""
     torch.manual_seed(0)
     n, beta = 8, 0.5
     reward, ref = torch.randn(n, dtype=torch.float64), torch.log_softmax(torch.randn(n, dtype=torch.float64), 0)
@@ -211,3 +217,58 @@ def test_explained_variance() -> None:
     assert explained_variance(torch.full_like(targets, 7.0), targets, mask) == 0
     assert explained_variance(torch.tensor([[1.0, 2.0, 0.0]]), targets, mask) == pytest.approx(0.75)
     assert math.isnan(explained_variance(targets, torch.ones(1, 3), mask))
+
+
+@pytest.mark.slow
+def test_dpo_equals_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same adapter, the same pairs: our log-probabilities and loss against TRL's trainer, value and gradient."""
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import PreTrainedTokenizerFast
+    from trl import DPOConfig, DPOTrainer
+
+    prompts, chosen, rejected = [[5, 6, 7], [8, 9]], [[3, 2], [20, 21, 22, 2]], [[30, 31, 32, 33, 2], [2]]
+    peft = get_peft_model(tiny("llama"), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    peft.save_pretrained(tmp_path / "start")
+    words = {f"w{i}": i for i in range(40)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w1")), pad_token="w0", eos_token="w2", unk_token="w1"
+    )
+    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda _, dataset, *__, **___: dataset)  # ids, not texts
+    trainer = DPOTrainer(
+        model=peft,
+        args=DPOConfig(
+            output_dir=str(tmp_path / "out"), beta=0.3, use_cpu=True, bf16=False, report_to="none",
+            gradient_checkpointing=False, max_length=None,
+        ),
+        train_dataset=Dataset.from_dict({"prompt_ids": prompts, "chosen_ids": chosen, "rejected_ids": rejected}),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    with torch.no_grad():  # away from the reference, which TRL has copied
+        for name, parameter in peft.named_parameters():
+            if ".default." in name:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    state = {k: p.detach().clone() for k, p in peft.named_parameters() if ".default." in k}
+    rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), row, strict=True))
+            for row in zip(prompts, chosen, rejected, strict=True)]  # fmt: skip
+    theirs = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    theirs.backward()
+
+    roles = Roles(tiny("llama"))
+    roles.add("reference", folder=tmp_path / "start")
+    roles.add("policy", copy_of="reference", trainable=True)
+    with torch.no_grad():
+        for key, parameter in roles.named_parameters("policy").items():
+            parameter.copy_(state["base_model.model." + key.replace(".weight", ".default.weight")])
+    batches = [pad_sequences(prompts, responses, pad_id=0) for responses in (chosen, rejected)]
+    with torch.no_grad(), roles.use("reference") as model:
+        reference = [response_logprobs(model, batch).sum(1) for batch in batches]
+    with roles.use("policy") as model:
+        policy = [response_logprobs(model, batch).sum(1) for batch in batches]
+    ours = dpo_loss(*policy, *reference, beta=0.3).mean()
+    ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
+    assert abs(ours.item() - math.log(2)) > 1e-3
+    for key, parameter in roles.named_parameters("policy").items():
+        expected = dict(peft.named_parameters())["base_model.model." + key.replace(".weight", ".default.weight")].grad
+        assert (parameter.grad - expected).norm() < 1e-4 * expected.norm()
