@@ -31,7 +31,7 @@ from annotation_ui.guard import COOKIE, Guard, read_cookie
 from annotation_ui.session import Judging, to_json
 from rlhf_pipeline.errors import AnswerRefused, StoreError, UsageError
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_people import SESSION_SECONDS, User
+from rlhf_pipeline.store.people import SESSION_SECONDS, User
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

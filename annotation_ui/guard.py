@@ -16,7 +16,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from annotation_ui.session import to_json
-from rlhf_pipeline.store_people import People, User
+from rlhf_pipeline.store.people import People, User
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

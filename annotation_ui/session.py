@@ -16,7 +16,7 @@ from typing import Any
 from annotation_ui.render import to_html, visible
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_records import Answer, Assignment, Progress
+from rlhf_pipeline.store.records import Answer, Assignment, Progress
 
 HOLD = 4
 """Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from rlhf_pipeline.records import Preference
-from rlhf_pipeline.store_records import JudgementRow, TaskRow
+from rlhf_pipeline.store.records import JudgementRow, TaskRow
 
 
 @dataclass(frozen=True, slots=True)

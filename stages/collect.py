@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rlhf_pipeline.artifacts import Artifact
     from rlhf_pipeline.records import Preference, ResponseSet
     from rlhf_pipeline.store import JudgementStore
-    from rlhf_pipeline.store_records import Answer, Assignment, NewTask
+    from rlhf_pipeline.store.records import Answer, Assignment, NewTask
     from stages.settings import Settings
 
 _BATCH = 64  # judgements of a simulated annotator in one transaction
@@ -167,7 +167,7 @@ def pair_tasks(sets: Iterable[ResponseSet], config: Config, *, seed: int, sample
 
     With ``max_pairs`` every prompt keeps its first pair before any keeps its second.
     """
-    from rlhf_pipeline.store_records import NewResponse, NewTask
+    from rlhf_pipeline.store.records import NewResponse, NewTask
 
     ranked: list[tuple[int, int, NewTask]] = []
     for number, item in enumerate(sets):
@@ -258,6 +258,8 @@ def _simulate(job: Job, store: JudgementStore, round_id: int) -> None:
     users = [store.user(annotator.name, "simulated") for annotator in panel]
     progress = store.progress(round_id)
     scores: dict[tuple[str, str], float | None] = {}
+    if progress.judgements > 0 and progress.remaining:
+        job.say(f"{progress.judgements:,} of {progress.wanted:,} judgements are there already")
     with job.track("judging", progress.wanted) as advance:
         advance(progress.judgements)
         turn, idle = _turn(progress.judgements, progress.tasks, config.overlap), 0
@@ -290,7 +292,7 @@ def _simulated_answer(
 ) -> Answer:
     from rlhf_pipeline.pocket.judge import gold
     from rlhf_pipeline.records import messages_digest
-    from rlhf_pipeline.store_records import Answer, text_digest
+    from rlhf_pipeline.store.records import Answer, text_digest
 
     left, right = given.responses
     prompt = messages_digest(given.prompt)
@@ -314,7 +316,7 @@ def _simulated_answer(
 def _import(job: Job, store: JudgementStore) -> int:
     """Ready-made preferences as tasks and judgements of "import" users; a pair that repeats has several."""
     from rlhf_pipeline.data import read_preferences
-    from rlhf_pipeline.store_records import NewResponse, NewTask
+    from rlhf_pipeline.store.records import NewResponse, NewTask
 
     source = job.settings.data.preferences
     if source is None:
@@ -352,7 +354,7 @@ def _import(job: Job, store: JudgementStore) -> int:
 
 
 def _imported_answer(given: Assignment, preference: Preference) -> Answer:
-    from rlhf_pipeline.store_records import Answer
+    from rlhf_pipeline.store.records import Answer
 
     token = f"import-{given.id}"
     if preference.probability == 0.5:

@@ -8,7 +8,7 @@ import pytest
 from annotation_ui.guard import Guard
 from rlhf_pipeline.records import Message, Prompt
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_records import NewResponse, NewTask
+from rlhf_pipeline.store.records import NewResponse, NewTask
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from annotation_ui.session import HOLD, Judging, to_json
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.records import Message, Prompt
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_records import NewResponse, NewTask
+from rlhf_pipeline.store.records import NewResponse, NewTask
 
 
 @pytest.fixture

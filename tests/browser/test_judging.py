@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_pipeline.records import Message, Preference, Prompt, read_jsonl
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_records import NewResponse, NewTask
+from rlhf_pipeline.store.records import NewResponse, NewTask
 from stages import collect
 from stages.collect import Config
 from tests.browser.conftest import Site

@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_pipeline.aggregate import aggregate, raw_agreement
 from rlhf_pipeline.records import Message, Prompt
-from rlhf_pipeline.store_records import JudgementRow, StoredResponse, TaskRow
+from rlhf_pipeline.store.records import JudgementRow, StoredResponse, TaskRow
 
 A, B = 1, 2
 

@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused
-from rlhf_pipeline.store_records import Answer
-from rlhf_pipeline.store_tables import assignment, event, judgement, task, task_response
-from rlhf_pipeline.store_tasks import chunks, recount
+from rlhf_pipeline.store.records import Answer
+from rlhf_pipeline.store.tables import assignment, event, judgement, task, task_response
+from rlhf_pipeline.store.tasks import chunks, recount
 
 APP_VERSION = "1"
 """Kept with every judgement: raised when what people see while judging changes."""

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Label, and_, case, func, select
 
 from rlhf_pipeline.records import Prompt, messages_from_json
-from rlhf_pipeline.store_records import Assignment, JudgementRow, Progress, StoredResponse, TaskRow
-from rlhf_pipeline.store_tables import assignment, judgement, prompt, response, task, task_response, user
-from rlhf_pipeline.store_tasks import chunks
+from rlhf_pipeline.store.records import Assignment, JudgementRow, Progress, StoredResponse, TaskRow
+from rlhf_pipeline.store.tables import assignment, judgement, prompt, response, task, task_response, user
+from rlhf_pipeline.store.tasks import chunks
 
 
 def responses_of(connection: Connection, task_ids: Sequence[int]) -> dict[int, tuple[StoredResponse, ...]]:

@@ -14,8 +14,8 @@ from sqlalchemy import select, text
 from rlhf_pipeline.errors import AnswerRefused, StoreError
 from rlhf_pipeline.records import Message, Prompt
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_records import Answer, Assignment, NewResponse, NewTask
-from rlhf_pipeline.store_tables import assignment, judgement, task
+from rlhf_pipeline.store.records import Answer, Assignment, NewResponse, NewTask
+from rlhf_pipeline.store.tables import assignment, judgement, task
 
 SECOND = 1000
 NASTY = "a\x00b \ud800 <script>alert(1)</script> سلام\u202e דוגמה\n\n  trailing  "
@@ -342,7 +342,7 @@ def test_many_people_at_once_get_exact_overlap(store: JudgementStore, overlap: i
 WRITER = """
 import sys
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_records import Answer
+from rlhf_pipeline.store.records import Answer
 store = JudgementStore.open(sys.argv[1])
 ann = store.user("ann")
 while True:

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Table, and_, case, exists, func, insert, sele
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rlhf_pipeline.records import Message
-from rlhf_pipeline.store_records import NewTask, text_digest
-from rlhf_pipeline.store_tables import assignment, event, prompt, response, round_, task, task_response, user
+from rlhf_pipeline.store.records import NewTask, text_digest
+from rlhf_pipeline.store.tables import assignment, event, prompt, response, round_, task, task_response, user
 
 T = TypeVar("T")
 TASK_GIVEN = ("leased", "done", "skipped")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select
 
 from rlhf_pipeline.errors import StoreError
-from rlhf_pipeline.store_engine import Database, now_ms
-from rlhf_pipeline.store_tables import event, login_session, user
+from rlhf_pipeline.store.engine import Database, now_ms
+from rlhf_pipeline.store.tables import event, login_session, user
 
 NAME_LENGTH = 80
 SESSION_SECONDS = 30 * 24 * 3600

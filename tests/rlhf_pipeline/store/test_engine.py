@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event, text
 
-from rlhf_pipeline import store_engine
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_engine import Database, FairLock, read_url
+from rlhf_pipeline.store import engine as store_engine
+from rlhf_pipeline.store.engine import Database, FairLock, read_url
 
 
 def test_the_fair_lock_is_handed_on_in_the_order_of_asking() -> None:

@@ -1,6 +1,6 @@
 """The judgement store: tasks go out to people under a lease, judgements come in and are never changed.
 
-Reads and writes one database (SQLite file or PostgreSQL URL); the tables are in :mod:`rlhf_pipeline.store_tables`.
+Reads and writes one database (SQLite file or PostgreSQL URL); the tables are in :mod:`rlhf_pipeline.store.tables`.
 
 - A task goes to ``needed`` distinct people, never twice to one. A lease that runs out returns to the pool when somebody
   asks for work; an answer that comes after that is kept all the same and marked late.
@@ -18,13 +18,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from rlhf_pipeline.store_answers import APP_VERSION, held_assignments, insert_answers, known_tokens, standing_judgement
-from rlhf_pipeline.store_engine import Database, now_ms
-from rlhf_pipeline.store_people import People
-from rlhf_pipeline.store_records import Answer, Assignment, JudgementRow, NewTask, Progress, Round, Submitted, TaskRow
-from rlhf_pipeline.store_reports import assignments_by_id, judgements_of, progress_of, tasks_of
-from rlhf_pipeline.store_tables import assignment, event, guideline, judgement, round_, task
-from rlhf_pipeline.store_tasks import add_tasks, chunks, lease, recount
+from rlhf_pipeline.store.answers import APP_VERSION, held_assignments, insert_answers, known_tokens, standing_judgement
+from rlhf_pipeline.store.engine import Database, now_ms
+from rlhf_pipeline.store.people import People
+from rlhf_pipeline.store.records import Answer, Assignment, JudgementRow, NewTask, Progress, Round, Submitted, TaskRow
+from rlhf_pipeline.store.reports import assignments_by_id, judgements_of, progress_of, tasks_of
+from rlhf_pipeline.store.tables import assignment, event, guideline, judgement, round_, task
+from rlhf_pipeline.store.tasks import add_tasks, chunks, lease, recount
 
 
 class JudgementStore:

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store_people import SESSION_SECONDS, User, clean_name
+from rlhf_pipeline.store.people import SESSION_SECONDS, User, clean_name
 
 
 @pytest.fixture

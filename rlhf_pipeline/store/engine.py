@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from rlhf_pipeline.errors import StoreError
-from rlhf_pipeline.store_tables import SCHEMA_VERSION, create_tables, metadata, schema_version
+from rlhf_pipeline.store.tables import SCHEMA_VERSION, create_tables, metadata, schema_version
 
 BUSY_SECONDS = 10.0
 """How long a writer waits for another process before it gives up."""
