@@ -59,8 +59,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
         shutil.rmtree(folder / old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, *, device: str = "cpu") -> Checkpoint | None:
-    """The newest checkpoint whose state has its sha256; null when there is none."""
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose state has its sha256, its tensors on the CPU; null when there is none."""
     damaged: list[str] = []
     for name in _names(folder):
         try:
@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu") -> Checkpoint | None:
         except (OSError, ValueError, KeyError):
             whole = False
         if whole:
-            state = torch.load(folder / name / STATE, map_location=device, weights_only=True)
+            state = torch.load(folder / name / STATE, map_location="cpu", weights_only=True)
             return Checkpoint(int(digest["step"]), state, tuple(damaged))
         damaged.append(name)
     return None

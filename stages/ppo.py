@@ -125,7 +125,7 @@ def run(job: Job) -> dict[str, Any]:
             seed=rollouts.derived_seed(job.seed, purpose, start),
         )
 
-    checkpoint = load_checkpoint(job.folder / "checkpoints", device=job.device)
+    checkpoint = load_checkpoint(job.folder / "checkpoints")
     if checkpoint is None:
         done, kl_coef = 0, config.kl_coef
         rollout = sample("reference", 0, max(config.rollout_batch, _SCALE_RESPONSES), "scale")

@@ -309,7 +309,7 @@ def test_it_converges_to_the_known_optimum(tmp_path: Path, monkeypatch: pytest.M
     from rlhf_pipeline import tokenization
 
     words, prompts = 6, [[1, 2], [3, 4, 5]]
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     config = LlamaConfig(
         vocab_size=words, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         initializer_range=0.1,
