@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,16 +126,21 @@ def find_damage(artifact: Artifact) -> list[str]:
     return damage
 
 
-def complete(partial: Path, final: Path, **made_by: Any) -> Artifact:
+def complete(partial: Path, final: Path, *, scratch: Sequence[str] = (), **made_by: Any) -> Artifact:
     """Turn an unfinished folder into an artifact: hash, sync, manifest last, rename.
 
     Args:
         partial: the folder that the stage wrote.
         final: its name once complete; what stands there moves to ``replaced/``.
+        scratch: names in it of what is only needed to go on after an interruption, as while large files are hashed:
+            no part of the artifact, and deleted at the very end.
         made_by: the fields of :class:`Manifest` that only the caller knows.
     """
     files = {}
-    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+    left_out = {MANIFEST, *scratch}  # a manifest is there when an earlier try was stopped just before the rename
+    for path in sorted(
+        p for p in partial.rglob("*") if p.is_file() and p.relative_to(partial).parts[0] not in left_out
+    ):
         _readable_by_umask(path)
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -152,6 +157,11 @@ def complete(partial: Path, final: Path, **made_by: Any) -> Artifact:
         set_aside(final)
     os.replace(partial, final)
     _sync_folder(final.parent)
+    for name in scratch:
+        if (final / name).is_dir():
+            shutil.rmtree(final / name)
+        else:
+            (final / name).unlink(missing_ok=True)
     return open_artifact(final, verify=False)
 
 
@@ -219,12 +229,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(out.fileno())
     os.replace(temporary, path)
     _sync_folder(path.parent)
-
-
-def remove_folder(folder: Path) -> None:
-    """Delete a folder of ours, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 @functools.cache

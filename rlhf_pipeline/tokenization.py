@@ -199,7 +199,9 @@ def load_tokenizer(model: ModelConfig) -> ChatTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a broken file
-        raise ModelError(f"its tokenizer cannot be loaded: {first_line(error)}", where=where) from None
+        raise ModelError(
+            f"its tokenizer cannot be loaded: {first_line(error)}", where=where, advice="fetch its files again"
+        ) from None
     _require_fitting_vocabulary(tokenizer, load_config(model).get_text_config().vocab_size, where)
     template = _choose_template(model, tokenizer)
     for name in model.template_arguments:
@@ -316,7 +318,11 @@ def _end_of_turn(draft: ChatTokenizer, model: ModelConfig) -> int:
         raise _not_a_prefix(start, whole)
     before, found, after = whole[len(start) :].partition(answer.content)
     if not found:
-        raise ModelError("the chat template leaves out the assistant's text", where="model.chat_template")
+        raise ModelError(
+            "the chat template leaves out the assistant's text",
+            where="model.chat_template",
+            advice="give one that writes every turn, or model.chat_template: plain",
+        )
     if before.strip():
         advice = "give a template that writes the start of the assistant's turn when add_generation_prompt is true"
         if "enable_thinking" in draft.template and "enable_thinking" not in model.template_arguments:

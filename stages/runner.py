@@ -121,12 +121,15 @@ def _run_stage(
     except WaitingForPeople as waiting:
         artifacts.write_atomically(partial / WAITING, json.dumps({"what": waiting.what}))
         raise
-    for leftover in (FINGERPRINT, WAITING):
-        (partial / leftover).unlink(missing_ok=True)
-    artifacts.remove_folder(partial / "checkpoints")
     seconds = round(time.monotonic() - started, 1)
     artifact = artifacts.complete(
-        partial, run_folder / stage.name, metrics=metrics, device=device, seconds=seconds, **made_by
+        partial,
+        run_folder / stage.name,
+        scratch=(FINGERPRINT, WAITING, "checkpoints"),
+        metrics=metrics,
+        device=device,
+        seconds=seconds,
+        **made_by,
     )
     say(f"{stage.name}: done in {seconds:.0f} s → {artifact.folder}")
     return StageState(stage.name, "complete", (), artifact)
