@@ -123,7 +123,8 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         rank = settings.sft.lora.rank if settings.sft.lora else settings.ppo.lora.rank
         tokens = settings.ppo.micro_batch_tokens
         need = base + memory.adapters_bytes(shape, rank=rank, trained=2, frozen=2)
-        need += memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=False)
+        checkpointing = settings.ppo.gradient_checkpointing
+        need += memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=checkpointing)
         yield _fits("ppo", need, available)
 
 
