@@ -163,9 +163,8 @@ def arguments(
     """The trainer's arguments.
 
     Args:
-        kind: TRL's class of arguments.
-        section: the stage's training settings.
-        steps: from :func:`plan`.
+        kind: TRL's class of arguments; ``own`` is what only this kind has.
+        section: the stage's training settings; ``steps`` is their :func:`plan`.
         folder: where checkpoints go.
         seed: of initialisation and dropout.
         device: ``cpu`` or ``cuda``.
@@ -173,7 +172,6 @@ def arguments(
             need none of that, as they stay float32 over a bfloat16 base.
         dtype: precision of the run.
         tracking: name of a tracker, or ``none``.
-        own: what only this kind has.
 
     Raises:
         ConfigError: the tracker is not installed.
