@@ -6,9 +6,11 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 from rlhf_pipeline.config import Section, describe
 from stages import NAMES, STAGES
@@ -116,7 +118,24 @@ def test_no_pickle_and_no_remote_code() -> None:
 
 def test_the_modules_of_the_library_have_tests() -> None:
     tested = {path.name.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
-    families = {"model_source": "models.py", "special_tokens": "tokenization.py"}  # one test file for both
+    # one test file for modules that are two halves of one thing
+    families = {"model_source": "models.py", "special_tokens": "tokenization.py", "trainer_checkpoints": "training.py"}
     for path in sorted((ROOT / "rlhf_pipeline").glob("*.py")):
         name = next((whole for start, whole in families.items() if path.name.startswith(start)), path.name)
         assert name in tested or name in ("__init__.py", "errors.py"), path.name
+
+
+def test_the_wheel_has_exactly_three_packages_and_their_data() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = find_packages(str(ROOT), include=project["packages"]["find"]["include"])
+    assert {name.split(".")[0] for name in found} == set(PACKAGES)
+    shipped = {
+        path
+        for package, patterns in project["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert path in shipped, f"{path.relative_to(ROOT)} would be missing from the wheel"
