@@ -257,12 +257,11 @@ def _apply_override(values: dict[str, Any], origin: dict[str, str], override: st
     target = values
     for depth, name in enumerate(parents):
         inner = target.get(name)
-        if inner is None:
-            inner = target[name] = {}
-        if not isinstance(inner, dict):
+        if inner is not None and not isinstance(inner, dict):
             at = ".".join(parents[: depth + 1])
             raise ConfigError(f"{at} is a single value, so it has no key below it", where=f"--set {key}")
-        target = inner
+        target[name] = dict(inner or {})  # a copy: another section may be the same one (YAML's & and *)
+        target = target[name]
     target[last] = value
     for known in [k for k in origin if k == key or k.startswith(f"{key}.")]:
         del origin[known]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -163,14 +164,18 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Run a command; a user's mistake is a message and an exit code, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no arrows is no reason to stop
     try:
-        app()
+        app(prog_name="rlhf")
     except PipelineError as error:
         print(f"error: {error}" if error.exit_code != 3 else str(error), file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == 130:  # what typer makes of Ctrl+C
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise
     except Exception as error:
         if not _explain_disk(error):
             _report_bug(error)

@@ -138,3 +138,15 @@ def test_describe_lists_every_key_with_its_help() -> None:
     assert rows["name"] == ("required", "What it is called.")
     assert rows["stage.lora.rank"][0] == "16"
     assert all(text for _, text in rows.values())
+
+
+class Both(Section):
+    one: LoraSection
+    other: LoraSection
+
+
+def test_an_override_changes_one_section_though_yaml_shares_it(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text("one: &same {rank: 1}\nother: *same\n")
+    loaded = load(Both, path, ["one.rank=3"])
+    assert (loaded.one.rank, loaded.other.rank) == (3, 1)

@@ -1,0 +1,176 @@
+"""The command line itself: help without heavy imports, exit codes, every key explained, any terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_pipeline.config import describe
+from stages.__main__ import app
+from stages.settings import Settings
+from tests.command_line import ROOT, program, rlhf, write_config
+
+COMMANDS = sorted(str(c.name or c.callback.__name__) for c in app.registered_commands if c.callback)
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "gradio", "sqlalchemy", "numpy", "pandas", "fastapi"}
+ASK_ALL = """
+import sys
+from stages.__main__ import main
+for command in {commands!r}:
+    sys.argv = ["rlhf", *command]
+    try:
+        main()
+    except SystemExit as leaving:
+        assert leaving.code in (0, None), (command, leaving.code)
+heavy = {heavy!r} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def loads_nothing_heavy(*commands: list[str]) -> str:
+    """Give the commands to one fresh program, which then has none of the large libraries in memory; its output."""
+    code = ASK_ALL.format(commands=commands, heavy=HEAVY)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_help_loads_nothing_heavy() -> None:
+    out = loads_nothing_heavy(["--help"], *([name, "--help"] for name in COMMANDS))
+    for name in COMMANDS:
+        assert f"rlhf {name}" in out, f"{name} --help shows no usage"
+
+
+def test_looking_at_a_run_loads_nothing_heavy(tmp_path: Path) -> None:
+    settings = write_config(tmp_path)
+    (tmp_path / "run").mkdir()
+    shutil.copy(settings, tmp_path / "run" / "config.yaml")
+    run = str(tmp_path / "run")
+    out = loads_nothing_heavy(["help-config"], ["status", run], ["status", run, "--json"])
+    assert "sft        missing" in out
+
+
+def test_every_command_says_what_it_does() -> None:
+    shown = rlhf("--help")
+    assert shown.code == 0
+    assert {"run", "status", "annotate", "chat", "report", "doctor", "help-config"} <= set(COMMANDS)
+    for name in COMMANDS:
+        assert re.search(rf"^\W*{name}\s+[A-Z]\w+", shown.out, re.MULTILINE), f"{name} has no description"
+
+
+def test_the_script_and_the_module_are_the_same_program() -> None:
+    script = Path(sys.executable).parent / "rlhf"
+    if not script.is_file():
+        pytest.skip("the package is not installed")
+    by_script = subprocess.run([script, "help-config", "run"], capture_output=True, text=True, timeout=100)
+    assert by_script.returncode == 0
+    assert by_script.stdout == program("help-config", "run").out
+
+
+def test_help_config_explains_every_key() -> None:
+    shown = rlhf("help-config").out
+    lines = shown.splitlines()
+    for key, default, text in describe(Settings):
+        place = lines.index(f"{key} = {default}")
+        assert lines[place + 1].strip() == " ".join(text.split())
+    only = rlhf("help-config", "ppo").out
+    assert "ppo.kl_coef = " in only
+    assert "sft." not in only
+
+
+def test_the_defaults_shown_are_those_used(tmp_path: Path) -> None:
+    """What help-config prints as a default can be set, and changes nothing."""
+    from stages import settings
+
+    path = write_config(tmp_path)
+    plain = settings.load(path)
+    shown = [row for row in describe(Settings) if row[0].startswith("dpo.") and row[0].count(".") == 1]
+    given = [f"{key}={default}" for key, default, _ in shown if default not in ("…", "required")]
+    changed = settings.load(path, [one for one in given if one.split("=")[0] not in _toy_keys(path)])
+    assert changed == plain
+
+
+def _toy_keys(path: Path) -> set[str]:
+    import yaml
+
+    values = yaml.safe_load(path.read_text())
+    return {f"{section}.{key}" for section, keys in values.items() for key in keys}
+
+
+def test_exit_codes_of_the_doctor(tmp_path: Path) -> None:
+    settings = write_config(tmp_path)
+    sound = rlhf("doctor", settings)
+    assert (sound.code, sound.err) == (0, "")
+    assert "nothing found that would stop the run" in sound.out
+    ill = rlhf("doctor", settings, "--set", "model.name=./nowhere", "--set", "data.demonstrations=rows.jsonl")
+    assert ill.code == 1
+    assert "rows.jsonl: there is no such file" in ill.out
+    assert "nowhere: there is no such folder" in ill.out
+    assert re.search(r"^\d of these would stop the run", ill.out, re.MULTILINE)
+    assert "Traceback" not in ill.out + ill.err
+    assert not (tmp_path / "run").exists(), "the doctor only looks"
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages import runner
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    result = rlhf("run", write_config(tmp_path))
+    assert result.code == 130
+    assert "the same command goes on from here" in result.err
+
+
+def test_an_unforeseen_error_leaves_its_details_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages import runner
+
+    def broken(*_: object, **__: object) -> None:
+        raise LookupError("a bug\nof ours")
+
+    monkeypatch.setattr(runner, "run", broken)
+    result = rlhf("run", write_config(tmp_path))
+    assert result.code == 1
+    assert result.err.startswith("error: LookupError: a bug\n")
+    assert "Traceback" not in result.err
+    details = Path(re.search(r"are in (\S+)", result.err)[1])  # type: ignore[index]
+    assert "Traceback" in details.read_text()
+    details.unlink()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_our_characters(encoding: str, tmp_path: Path) -> None:
+    shown = program("help-config", "sft", environment={"PYTHONIOENCODING": encoding})
+    assert (shown.code, shown.err) == (0, "")
+    failed = program("run", tmp_path / "none.yaml", environment={"PYTHONIOENCODING": encoding})
+    assert failed.code == 2
+    assert "there is no such configuration file" in failed.err
+
+
+def test_output_that_nobody_reads(tmp_path: Path) -> None:
+    """``rlhf help-config | head -1``"""
+    with subprocess.Popen(
+        [sys.executable, "-m", "stages", "help-config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        err = running.stderr.read().decode()
+    assert "Traceback" not in err
+    assert "not foreseen" not in err
+
+
+def test_status_for_programs(tmp_path: Path) -> None:
+    settings = write_config(tmp_path)
+    (tmp_path / "run").mkdir()
+    shutil.copy(settings, tmp_path / "run" / "config.yaml")
+    shown = json.loads(rlhf("status", tmp_path / "run", "--json").out)
+    assert shown["run"] == str(tmp_path / "run")
+    assert shown["stages"]["ppo"] == {"state": "missing", "reasons": []}
