@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_pipeline.metrics import MetricsWriter, read_metrics, wilson_interval
+from rlhf_pipeline.errors import TrainingError
+from rlhf_pipeline.metrics import MetricsWriter, read_metrics, require_finite, wilson_interval
 
 
 def test_wilson_interval_against_worked_examples() -> None:
@@ -43,3 +44,17 @@ def test_non_finite_numbers_become_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     MetricsWriter(path).write({"step": 1, "loss": float("nan"), "kl": float("inf")})
     assert read_metrics(path) == [{"step": 1, "loss": None, "kl": None}]
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 7, 13, 300, 5000])
+def test_wilson_contains_the_proportion(trials: int) -> None:
+    for successes in {0, 1, trials // 2, trials}:
+        low, high = wilson_interval(successes, trials)
+        assert 0 <= low <= successes / trials <= high <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_measure_that_is_no_number_is_refused(value: float) -> None:
+    require_finite(0.0, "the loss")
+    with pytest.raises(TrainingError, match=r"the loss is -?(nan|inf)[\s\S]*learning_rate"):
+        require_finite(value, "the loss")
