@@ -146,8 +146,10 @@ def _run_folder(folder: Path) -> Path:
 
 def _say_what_next(run_folder: Path, page: Path) -> None:
     print(f"\nreport:         {page}")
-    print(f"judge by hand:  rlhf annotate {run_folder}")
-    print(f"talk to it:     rlhf chat {run_folder}")
+    if (run_folder / "sample").is_dir():
+        print(f"judge by hand:  rlhf annotate {run_folder}")
+    if (run_folder / "sft").is_dir():
+        print(f"talk to it:     rlhf chat {run_folder}")
 
 
 def _quiet_libraries() -> None:

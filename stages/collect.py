@@ -153,7 +153,9 @@ def open_for_people(settings: Settings, run_folder: Path) -> int:
         raise UsageError(
             "there is nothing to judge yet: no responses have been sampled",
             where=str(folder),
-            advice=f"rlhf run {run_folder} sample",
+            advice=f"rlhf run {run_folder} sample"
+            if "sample" in settings.run.stages
+            else "this run leaves out sampling: add sample to run.stages, and run it",
         )
     store = JudgementStore.open(store_url(settings.collect, run_folder))
     try:

@@ -464,6 +464,14 @@ def annotate_before_sampling(at: Place) -> Command:
     return ["annotate", at.run]
 
 
+def annotate_a_run_that_does_not_sample(at: Place) -> Command:
+    at.run.mkdir()
+    source = {"path": str(at.text("rows.jsonl", row()))}
+    changes = {"data": {"preferences": source}, "run": {"stages": ["sft", "collect"]}}
+    shutil.copy(at.config(**changes), at.run / "config.yaml")
+    return ["annotate", at.run]
+
+
 def annotate_on_a_port_in_use(at: Place) -> Command:
     at.with_run()
     taken = socket.create_server(("127.0.0.1", 0))
@@ -682,6 +690,7 @@ CASES = [
     case(report_of_nothing, 2, "not a run folder", "rlhf run"),
     case(annotate_no_run, 2, "not a run folder", "rlhf run"),
     case(annotate_before_sampling, 2, "nothing to judge yet", "rlhf run .* sample"),
+    case(annotate_a_run_that_does_not_sample, 2, "nothing to judge yet", "add sample to run.stages"),
     case(annotate_on_a_port_in_use, 2, r"port \d+ cannot be used", r"--port \d+", kept=UP_TO_REWARD),
     case(store_is_no_database, 1, r"notes\.db: .*not a judgement store", "another file", kept=UP_TO_REWARD),
     case(store_of_a_newer_version, 1, r"newer\.db: .*999", "upgrade", kept=UP_TO_REWARD),

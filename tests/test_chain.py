@@ -226,6 +226,7 @@ def test_imported_preferences_from_end_to_end(name: str, transcripts: Path, tmp_
     run = tmp_path / "run"
     result = run_recipe("hh.yaml", run, merged({"model": model, "data": data}, changes))
     assert (result.code, result.err) == (0, ""), result.out
+    assert "rlhf annotate" not in result.out, "there is nothing to judge by hand"
     stages = set(NAMES) - {"sample"}
     assert complete_stages(run) == stages
     for stage in ("sft", "reward", "dpo"):

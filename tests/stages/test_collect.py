@@ -176,7 +176,7 @@ def test_guidelines_come_from_the_file_that_is_named(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    settings: Any = SimpleNamespace(collect=Config(), run=SimpleNamespace(seed=0))
+    settings: Any = SimpleNamespace(collect=Config(), run=SimpleNamespace(seed=0, stages=["sample", "collect"]))
     with pytest.raises(UsageError, match=r"rlhf run .* sample"):
         collect.open_for_people(settings, tmp_path)
     folder = run_folder(tmp_path, [response_set(0, "a", "a")])
