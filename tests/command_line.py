@@ -22,6 +22,7 @@ from stages import NAMES
 ROOT = Path(__file__).parent.parent
 STEPS = {"max_steps": 2, "batch_size": 4, "log_every": 1, "save_every": 1, "max_length": 256}
 TOY: dict[str, Any] = {
+    "run": {"device": "cpu"},
     "model": {"name": "pocket"},
     "data": {
         "demonstrations": {"path": "pocket", "limit": 40},

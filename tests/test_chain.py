@@ -44,7 +44,7 @@ def overrides(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 def run_recipe(name: str, run: Path, changes: dict[str, Any], *stages: str) -> Result:
     """Run a recipe of ours at toy size."""
-    values = merged(merged(SMALL, {"run": {"folder": str(run)}}), changes)
+    values = merged(merged(SMALL, {"run": {"folder": str(run), "device": "cpu"}}), changes)
     return rlhf("run", ROOT / "configs" / name, *stages, *overrides(values))
 
 
@@ -286,7 +286,7 @@ def test_every_recipe_loads_and_opens_with_what_it_needs(path: Path) -> None:
 @pytest.mark.parametrize("recipe", FAMILY_OF)
 def test_every_recipe_runs_on_a_tiny_model_of_its_family(recipe: str, transcripts: Path, tmp_path: Path) -> None:
     family = FAMILY_OF[recipe]
-    changes: dict[str, Any] = {"run": {"device": "cpu"}, "model": {}}
+    changes: dict[str, Any] = {"model": {}}
     if family:
         tiny_models.make(family, tmp_path / "model")
         changes["model"] = {"name": str(tmp_path / "model"), "quantization": "none"}
