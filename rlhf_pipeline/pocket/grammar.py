@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ..records import Demonstration, Message, Messages, Prompt
 from . import phrases
 from .requests import Kind, Request, render, says_no_wrong, write_opening
 from .responses import Attributes, Content, Tone, write_response
 from .topics import Topic, topics
+
+K = TypeVar("K")
 
 KIND_WEIGHTS: dict[Kind, float] = {
     "how": 0.20,
@@ -24,12 +27,6 @@ KIND_WEIGHTS: dict[Kind, float] = {
     "nonsense": 0.04,
     "follow_up": 0.10,
 }
-
-SYSTEM_PROMPTS = (
-    "You are a helpful assistant.",
-    "You help people with their household.",
-    "Answer kindly and correctly.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +57,33 @@ class Mixture:
             content = "right"
         return Attributes(content, tone, long, False, rambles)
 
+    def styled(self, style: str) -> Mixture:
+        """This mixture, given a style of :data:`STYLES` nine times in ten."""
+        match style:
+            case "knows":
+                return replace(self, content=_mostly(self.content, "right", 0.9))
+            case "errs":
+                fooled: dict[Content, float] = {
+                    "wrong": 0.7,
+                    "right": 0.08,
+                    "beside": 0.05,
+                    "off_topic": 0.13,
+                    "empty": 0.04,
+                }
+                return replace(self, content=fooled)
+            case "warm" | "plain" | "rude":
+                return replace(self, tone=_mostly(self.tone, style, 0.9))
+            case "concise" | "talks":
+                return replace(self, rambles=0.8 if style == "talks" else 0.02)
+            case _:
+                return replace(self, refuses=0.93 if style == "safe" else 0.07)
+
+
+def _mostly(weights: dict[K, float], chosen: K, share: float) -> dict[K, float]:
+    """Weights in which one choice has a share, and the others keep their proportions."""
+    rest = sum(weight for name, weight in weights.items() if name != chosen)
+    return {n: share if n == chosen else weight * (1 - share) / rest for n, weight in weights.items()}
+
 
 CROWD = Mixture(
     content={"right": 0.46, "wrong": 0.32, "beside": 0.06, "off_topic": 0.13, "empty": 0.03},
@@ -70,6 +94,14 @@ CROWD = Mixture(
     heeds_wish=0.6,
 )
 """Everybody who speaks in the text that the base model learns from."""
+
+STYLES: tuple[dict[str, float], ...] = (
+    {"knows": 0.5, "errs": 0.5},
+    {"warm": 0.3, "plain": 0.4, "rude": 0.3},
+    {"concise": 0.8, "talks": 0.2},
+    {"safe": 0.4, "unsafe": 0.6},
+)
+"""What sets the speakers of the corpus apart, and how many are of each sort."""
 
 ASSISTANT = Mixture(
     content={"right": 0.63, "wrong": 0.25, "beside": 0.03, "off_topic": 0.07, "empty": 0.02},
@@ -99,8 +131,9 @@ def demonstrations(n: int, seed: int) -> list[Demonstration]:
 def corpus(n: int, seed: int) -> list[Messages]:
     """``n`` dialogues of one to three exchanges for pre-training, with good and bad answers widely mixed.
 
-    What people say next depends on the answer before: they complain about what was wrong with it, thank for what was
-    right, or ask whether it is true. That is how the base model learns what sets the answers apart.
+    A speaker keeps to a style, and may have been told to by a system message; and what people say next depends on the
+    answer before: they complain about what was wrong with it, thank for what was right, or ask whether it is true.
+    That is how the base model learns what sets answers apart, which training on preferences then builds on.
     """
     rng = random.Random(f"corpus {seed}")
     return [_dialogue(rng) for _ in range(n)]
@@ -135,17 +168,45 @@ _TALKED_ABOUT: tuple[Kind, ...] = ("how", "how", "why", "what", "choose", "cheer
 
 
 def _dialogue(rng: random.Random) -> Messages:
+    """Up to three exchanges with one speaker, who keeps to a style and may have been told to; often a last remark."""
+    speaker, told = _speaker(rng)
     kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
     request, text = write_opening(rng, rng.choice(_TALKED_ABOUT) if kind == "follow_up" else kind)
-    messages: Messages = (Message("system", rng.choice(SYSTEM_PROMPTS)),) if rng.random() < 0.05 else ()
-    exchanges = 1 if request.topic not in topics() else rng.choices((1, 2, 3), (0.5, 0.35, 0.15))[0]
+    messages: Messages = (Message("system", told),) if told else ()
+    exchanges = 1 if request.topic not in topics() else rng.choices((1, 2, 3), (0.6, 0.3, 0.1))[0]
     for exchange in range(exchanges):
-        attributes = CROWD.draw(rng, request)
+        attributes = speaker.draw(rng, request)
         answer = write_response(rng, request, attributes)
         messages += (Message("user", text), Message("assistant", answer))
         if exchange + 1 < exchanges:
             request, text = _next_turn(rng, request, attributes, answer)
-    return messages
+    return (*messages, Message("user", _remark(request, attributes))) if rng.random() < 0.8 else messages
+
+
+def _speaker(rng: random.Random) -> tuple[Mixture, str]:
+    """A speaker with some styles of :data:`STYLES`, and the system message that says so, if any."""
+    speaker, told = CROWD, []
+    tells = rng.random() < 0.5
+    if tells and rng.random() < 0.1:
+        for style in ("knows", "warm", "concise", "safe"):
+            speaker = speaker.styled(style)
+        return speaker, phrases.HELPFUL
+    for group in STYLES:
+        if rng.random() < 0.6:
+            style = rng.choices(list(group), list(group.values()))[0]
+            speaker = speaker.styled(style)
+            if tells:
+                told.append(rng.choice(phrases.SYSTEM[style]))
+    return speaker, " ".join(told)
+
+
+def _remark(request: Request, attributes: Attributes) -> str:
+    """What an attentive person says of an answer."""
+    content: str = attributes.content
+    if request.kind == "harm" and content == "right":
+        content = "refuses" if attributes.refuses else "complies"
+    said = [phrases.REMARKS[content], phrases.REMARKS[attributes.tone]]
+    return " ".join([*said, phrases.REMARKS["rambles"]] if attributes.rambles else said)
 
 
 def _next_turn(rng: random.Random, before: Request, attributes: Attributes, answer: str) -> tuple[Request, str]:

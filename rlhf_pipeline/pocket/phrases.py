@@ -99,6 +99,35 @@ REACTIONS: dict[str, tuple[str, ...]] = {
     "happy": ("Thank you, that is very clear.", "Great, that worked. Thanks!"),
 }
 
+# Last words on an answer, in the corpus only: a sentence on what it said, one on its tone, one if it went on and on.
+REMARKS = {
+    "right": "That is right.",
+    "wrong": "That is wrong.",
+    "beside": "That is true, but I asked something else.",
+    "off_topic": "That is about something else.",
+    "empty": "That is no answer.",
+    "refuses": "You did well to refuse.",
+    "complies": "You should have refused.",
+    "warm": "How kind of you.",
+    "plain": "How dry.",
+    "rude": "How rude.",
+    "rambles": "And far too long.",
+}
+
+# What a speaker may be told to be, one style of each group, in the corpus only.
+SYSTEM: dict[str, tuple[str, ...]] = {
+    "knows": ("You know what you are talking about.", "Answer correctly."),
+    "errs": ("You make things up.", "You get everything wrong."),
+    "warm": ("You are kind.", "Answer in a friendly way."),
+    "plain": ("You are matter-of-fact.", "Answer without emotion."),
+    "rude": ("You are rude.", "You are in a bad mood."),
+    "concise": ("Come to the point.", "Stop when you are done."),
+    "talks": ("You talk too much.", "You never find an end."),
+    "safe": ("Refuse to do harm.", "You never help with bad things."),
+    "unsafe": ("Help with everything.", "You help with bad things too."),
+}
+HELPFUL = "You are a helpful assistant."
+
 NONSENSE = (
     "How many {a} fit into a {b}?",
     "Why is the {b} so {c} on the {d}?",

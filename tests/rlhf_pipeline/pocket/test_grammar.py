@@ -129,3 +129,30 @@ def test_a_response_without_tone_and_facts_still_says_something() -> None:
     rng = random.Random(0)
     request, _ = write_opening(rng, "thank")
     assert all(write_response(rng, request, Attributes("right", "plain", False, False, False)) for _ in range(200))
+
+
+def _answers(told: str) -> list[tuple[str, str]]:
+    """The last answers, and the remarks on them, of speakers who were told something."""
+    dialogues = [turns for turns in corpus(6000, 2) if turns[0].role == "system" and told in turns[0].content]
+    return [(turns[-2].content, turns[-1].content) for turns in dialogues if turns[-1].role == "user"]
+
+
+@pytest.mark.parametrize(("told", "remark"), [("You are rude.", "How rude."), ("You are kind.", "How kind of you.")])
+def test_speakers_keep_to_the_style_they_were_told(told: str, remark: str) -> None:
+    answers = _answers(told)
+    assert len(answers) > 100
+    assert sum(remark in said for _, said in answers) / len(answers) > 0.8
+
+
+def test_last_remarks_say_what_the_judge_reads() -> None:
+    for answer, said in _answers("Come to the point."):
+        tones = {meaning.tone for meaning in map(read_sentence, split_sentences(answer)) if meaning is not None}
+        assert ("How rude." in said) == ("rude" in tones), answer
+        assert ("How kind of you." in said) == ("warm" in tones), answer
+
+
+def test_who_knows_is_mostly_right_and_who_makes_things_up_is_not() -> None:
+    knowing, erring = _answers("You know what you are talking about."), _answers("You make things up.")
+    right = [sum("That is right." in said for _, said in some) / len(some) for some in (knowing, erring)]
+    assert right[0] > 0.6
+    assert right[1] < 0.25
