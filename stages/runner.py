@@ -148,6 +148,8 @@ def _call(stage: Stage, job: Job) -> dict[str, Any]:
         random.seed(job.seed)
         numpy.random.seed(job.seed)
         torch.manual_seed(job.seed)
+        if job.settings.run.threads is not None:
+            torch.set_num_threads(job.settings.run.threads)
     metrics: dict[str, Any] = importlib.import_module(f"stages.{stage.name}").run(job)
     json.dumps(metrics)  # what cannot be written into a manifest fails here, not after hashing
     return metrics

@@ -34,6 +34,8 @@ class RunConfig(Section):
     """Seed of every random choice: initialisation, data order, sampling, splits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes CUDA where there is one."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of torch; null leaves it to torch. A small model on few cores is fastest with 1."""
     tracking: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
     """A tracker to report training to, beside ``metrics.jsonl`` (needs its package)."""
 
