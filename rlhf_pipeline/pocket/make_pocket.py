@@ -159,6 +159,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def main() -> None:
+    """Make the corpus, the tokenizer and the model, and write them."""
     parser = argparse.ArgumentParser(description="Train the pocket model.")
     parser.add_argument("out", type=Path, help="folder for the model")
     parser.add_argument("--dialogues", type=int, default=100_000, help="size of the corpus")
