@@ -21,7 +21,7 @@ HEADER = """# Real preference data through configs/hh.yaml
 `python benchmarks/real_data.py FILES … --limit {limit} --out benchmarks/real_data.md`
 
 Model `{model}`, {date}, 2 CPU cores.
-Accuracy is that of the reward model on held-out prompts, with its Wilson 95 % interval; the baseline knows lengths only.
+Accuracy: of the reward model on held-out prompts, with its Wilson 95 % interval; the baseline knows lengths only.
 
 | file | pairs trained on | held out | reward accuracy | 95 % interval | length alone | stages complete | seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- |
