@@ -55,7 +55,11 @@ def digests(run: Path) -> dict[str, str]:
 # The demo
 
 DEMO: dict[str, Any] = {
-    "data": {"demonstrations": {"path": "pocket", "limit": 40}, "prompts": {"path": "pocket", "limit": 40}},
+    "data": {
+        "demonstrations": {"path": "pocket", "limit": 40},
+        "prompts": {"path": "pocket", "limit": 40},
+        "held_out": 0.25,
+    },
     "collect": {"judges": "simulated"},
 }
 
@@ -124,7 +128,7 @@ def test_a_second_run_does_nothing(demo: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "made_anew"),
     [
-        ("dpo.beta=0.3", {"dpo", "evaluate"}),
+        ("dpo.beta=0.77", {"dpo", "evaluate"}),
         ("collect.max_pairs=9", {"collect", "reward", "dpo", "ppo", "evaluate"}),
         ("evaluate.temperature=0", {"evaluate"}),
         ("run.tracking=none", set()),
@@ -144,11 +148,12 @@ def test_a_changed_setting_makes_anew_what_follows(change: str, made_anew: set[s
 @pytest.mark.slow
 def test_status_says_what_a_change_would_make_stale(demo: Path) -> None:
     kept = (demo / "config.yaml").read_text()
-    (demo / "config.yaml").write_text(kept.replace("beta: 0.1", "beta: 0.3"))
+    (demo / "config.yaml").write_text(re.sub(r"beta: [\d.]+", "beta: 0.77", kept))
     shown = rlhf("status", demo, "--json")
     states = shown.states()
     assert {name for name, state in states.items() if state == "stale"} == {"dpo", "evaluate"}
-    assert "dpo.beta: 0.1 → 0.3" in json.loads(shown.out)["stages"]["dpo"]["reasons"]
+    (reason,) = (r for r in json.loads(shown.out)["stages"]["dpo"]["reasons"] if r.startswith("dpo.beta: "))
+    assert reason.endswith("→ 0.77")
 
 
 @pytest.mark.slow

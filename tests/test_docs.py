@@ -56,13 +56,9 @@ def test_every_file_named_in_the_readme_exists() -> None:
         assert list(ROOT.rglob(name)), name
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_recipe_loads_and_opens_with_what_it_needs(path: Path) -> None:
-    load(path)
-    opening = path.read_text(encoding="utf-8").split("run:")[0]
-    for word in ("# hardware", "# time", "# data", "# rlhf run"):
-        assert word in opening
-    assert path.name in README
+def test_the_readme_names_every_recipe() -> None:
+    for path in (ROOT / "configs").glob("*.yaml"):
+        assert f"`configs/{path.name}`" in README
 
 
 def test_the_configuration_in_the_readme_loads(tmp_path: Path) -> None:
