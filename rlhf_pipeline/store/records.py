@@ -5,13 +5,91 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rlhf_pipeline.records import Messages, Prompt
 
-Choice = Literal["response", "tie", "all_bad", "skip"]
-"""A response is better; all are as good; none is good; not judged."""
+Choice = Literal["response", "tie", "all_bad", "ranking", "skip"]
+"""A response is better; all are as good; none is good; all are put in order; not judged."""
+
+Purpose = Literal["judge", "gold", "repeat", "training", "adjudicate"]
+"""Why a task went to a person: to be judged; its answer is known; they judged it before; to learn; to decide."""
+
+Order = Literal["sequence", "random", "uncertainty"]
+"""In which order tasks go out: as they were added; by lot; the highest priority first, a random tenth by lot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A property of which each response is given 1 to ``points``; ``low`` and ``high`` are the words at the ends."""
+
+    name: str
+    low: str = ""
+    high: str = ""
+    points: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a round asks about each task.
+
+    Args:
+        kind: choose one of the responses, or put all of them in order.
+        strength: of a pair, also how much better: 1 slightly, 2 better, 3 much better.
+        tie: whether responses may be called equally good.
+        all_bad: whether "none is good" is an answer.
+        rules: asked one by one of each response: is it broken?
+        attributes: rated one by one for each response.
+        correction: one response may be rewritten as it ought to be.
+        comment: a remark may be left.
+        flags: reasons to choose from when something is wrong with a task.
+    """
+
+    kind: Literal["pair", "ranking"] = "pair"
+    strength: bool = False
+    tie: bool = True
+    all_bad: bool = False
+    rules: tuple[str, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    correction: bool = False
+    comment: bool = False
+    flags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The form as it is kept."""
+        row = asdict(self)
+        return row | {name: list(row[name]) for name in ("rules", "attributes", "flags")}
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> Form:
+        """Read what :meth:`to_json` wrote."""
+        lists = {name: tuple(row[name]) for name in ("rules", "flags")}
+        return Form(**{**row, **lists, "attributes": tuple(Attribute(**a) for a in row["attributes"])})
+
+    @property
+    def digest(self) -> str:
+        """The form's version: 16 hex digits that change with anything that is asked."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """The right answer to a task, and why; ``response_id`` where the choice is "response"."""
+
+    choice: Choice
+    response_id: int | None = None
+    explanation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a person learns after a task whose answer is known."""
+
+    right: bool
+    expected: Gold
+    explanation: str
 
 
 def text_digest(text: str) -> str:
@@ -70,7 +148,10 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A task given to one person: ``responses`` are in the order in which this person sees them, left to right."""
+    """A task given to one person: ``responses`` are in the order in which this person sees them, left to right.
+
+    ``form`` and ``guideline_version`` are those under which it was given, ``draft`` what the person left unfinished.
+    """
 
     id: int
     task_id: int
@@ -79,6 +160,11 @@ class Assignment:
     lease_until: int
     prompt: Messages
     responses: tuple[StoredResponse, ...]
+    purpose: Purpose = "judge"
+    form: Form = Form()
+    round_id: int = 0
+    guideline_version: int | None = None
+    draft: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +178,12 @@ class Answer:
         shown_at, decided_at: the browser's clock, UTC epoch milliseconds.
         active_ms, wall_ms: milliseconds spent, without and with the time away from the page.
         keys_used: decided by keyboard.
+        strength: how much better the chosen response of a pair is: 1 slightly, 2 better, 3 much better.
+        ranking: groups of response ids, best first; a group of several is a tie; every response of the task once.
+        rules: response id → the rules that it breaks; every response is there where rules were asked.
+        ratings: response id → attribute → 1 to its number of points.
+        flags: what is wrong with the task, of the form's reasons.
+        corrected_id, correction: a response, and how it ought to have been.
     """
 
     client_token: str
@@ -105,11 +197,22 @@ class Answer:
     active_ms: int | None = None
     wall_ms: int | None = None
     keys_used: bool | None = None
+    strength: int | None = None
+    ranking: tuple[tuple[int, ...], ...] | None = None
+    rules: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    ratings: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    comment: str | None = None
+    corrected_id: int | None = None
+    correction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What became of an answer: ``known`` where its token was stored before, ``next`` what the person holds now."""
+    """What became of an answer: ``known`` where its token was stored before, ``next`` what the person holds now.
+
+    ``feedback`` is there where the answer was known and the person may learn it.
+    """
 
     judgement_id: int
     assignment_id: int
@@ -117,11 +220,15 @@ class Submitted:
     late: bool
     known: bool
     next: tuple[Assignment, ...] = ()
+    feedback: Feedback | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JudgementRow:
-    """A current judgement: not revised since, not withdrawn."""
+    """A judgement: its :class:`Answer`, who gave it and when; ``purpose`` says what it counts for.
+
+    It is the current one of its assignment (not revised since, not withdrawn) unless all revisions were asked for.
+    """
 
     id: int
     assignment_id: int
@@ -138,6 +245,35 @@ class JudgementRow:
     late: bool
     received_at: int
     active_ms: int | None
+    purpose: Purpose = "judge"
+    shown_order: tuple[int, ...] = ()
+    """Response ids from left to right."""
+    client_token: str = ""
+    shown_at: int | None = None
+    decided_at: int | None = None
+    wall_ms: int | None = None
+    keys_used: bool | None = None
+    form_digest: str = ""
+    guideline_version: int | None = None
+    app_version: str = ""
+    supersedes_id: int | None = None
+    strength: int | None = None
+    ranking: tuple[tuple[int, ...], ...] | None = None
+    rules: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    ratings: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    comment: str | None = None
+    corrected_id: int | None = None
+    correction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PastJudgement:
+    """One of a person's own judgements, and whether it may still be changed."""
+
+    assignment: Assignment
+    judgement: JudgementRow
+    editable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +288,22 @@ class TaskRow:
     done: int
     state: str
     meta: Mapping[str, Any]
+    priority: float = 0.0
+    gold: Gold | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A set of tasks that are judged under the same terms."""
+    """A set of tasks that are judged under the same terms.
+
+    Args:
+        order: in which order tasks go out.
+        gold_rate: share of a person's tasks whose answer is known, given silently.
+        gold_feedback: whether the person is told afterwards.
+        repeat_rate: share of a person's tasks that they judged before, given with sides swapped.
+        training_tasks: tasks with known answers that everybody judges first, with feedback.
+        edit_minutes: for how long a judgement may be changed; None for ever.
+    """
 
     id: int
     number: int
@@ -164,6 +311,27 @@ class Round:
     source_digest: str
     overlap: int
     lease_s: int
+    form: Form = Form()
+    order: Order = "sequence"
+    gold_rate: float = 0.0
+    gold_feedback: bool = False
+    repeat_rate: float = 0.0
+    training_tasks: int = 0
+    edit_minutes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of the audit trail: who did what to what, when (UTC epoch milliseconds)."""
+
+    id: int
+    at: int
+    user_id: int | None
+    user: str | None
+    verb: str
+    object: str
+    object_id: int | None
+    detail: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
