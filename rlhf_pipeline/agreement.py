@@ -1,0 +1,253 @@
+"""How far do people agree beyond chance? Krippendorff's alpha, Cohen's and Fleiss' kappa, raw agreement.
+
+Ratings may be missing: each item has the ratings that were given. Where a measure has no value (nobody rated the same
+item twice, or only one category was ever used) the estimate says why instead of inventing a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ratings = Mapping[Hashable, Mapping[Hashable, Any]]
+"""item → rater → label; labels of levels above nominal are numbers."""
+Level = Literal["nominal", "ordinal", "interval"]
+
+RESAMPLES = 1000
+NO_RATINGS = "nothing was rated"
+ONE_RATER = "only one person rated"
+NO_OVERLAP = "no item was rated by two people"
+ONE_CATEGORY = "only one category was used, so agreement by chance is certain"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A measure with its 95 % interval.
+
+    Args:
+        value: None where the measure is undefined; ``why`` then says so in words.
+        low, high: None where there is no value, or too little to resample.
+        n: items that the value rests on: those with at least two ratings.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def krippendorff_alpha(
+    ratings: Ratings,
+    level: Level = "nominal",
+    *,
+    groups: Mapping[Hashable, Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Krippendorff's alpha, ``1 - D_o / D_e``, for any number of raters and missing ratings.
+
+    With ``n_uc`` ratings c of item u, ``m_u`` ratings of it in all (items with fewer than two are left out),
+    coincidences ``o_ck = Σ_u n_uc (n_uk - [c = k]) / (m_u - 1)``, ``n_c = Σ_k o_ck`` and ``n = Σ_c n_c``::
+
+        D_o = Σ_ck o_ck δ²_ck / n        D_e = Σ_ck n_c (n_k - [c = k]) δ²_ck / (n (n - 1))
+
+    ``δ²`` is [c ≠ k] (nominal), ``(c - k)²`` (interval) or ``(Σ_{g=c..k} n_g - (n_c + n_k) / 2)²`` (ordinal).
+    Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011, https://repository.upenn.edu/asc_papers/43.
+
+    The interval is the percentile bootstrap over items (Zapf et al., 2016, https://doi.org/10.1186/s12874-016-0200-9).
+
+    Args:
+        ratings: item → rater → label.
+        groups: item → what it belongs to, where items are not independent (the responses of one task): a group is
+            drawn as a whole.
+        seed, resamples: of the bootstrap.
+    """
+    counts, values, items = _counts(ratings)
+    if not items:
+        return _undefined(ratings)
+    return _bootstrap(lambda drawn: _alpha(counts, values, drawn, level), _group_ids(items, groups), seed, resamples)
+
+
+def fleiss_kappa(
+    ratings: Ratings,
+    *,
+    groups: Mapping[Hashable, Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Fleiss' kappa, ``(P_o - P_e) / (1 - P_e)``, for any number of raters, who need not be the same for each item.
+
+    ``P_o`` is the mean over items of ``Σ_c n_uc (n_uc - 1) / (m_u (m_u - 1))``, ``P_e = Σ_c p_c²`` with ``p_c`` the
+    mean over items of ``n_uc / m_u``. With the same number of ratings for each item this is Fleiss, 1971,
+    https://doi.org/10.1037/h0031619; with different numbers, Gwet's form (Handbook of Inter-Rater Reliability, 2014),
+    here over the items with two ratings or more. Interval and arguments as for :func:`krippendorff_alpha`.
+    """
+    counts, _, items = _counts(ratings)
+    if not items:
+        return _undefined(ratings)
+    return _bootstrap(lambda drawn: _fleiss(counts, drawn), _group_ids(items, groups), seed, resamples)
+
+
+def raw_agreement(
+    ratings: Ratings,
+    *,
+    groups: Mapping[Hashable, Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Share of the pairs of ratings of one item that are equal: ``Σ_u Σ_c n_uc (n_uc - 1) / Σ_u m_u (m_u - 1)``."""
+    counts, _, items = _counts(ratings)
+    if not items:
+        return _undefined(ratings)
+    return _bootstrap(lambda drawn: _raw(counts, drawn), _group_ids(items, groups), seed, resamples)
+
+
+def cohen_kappa(
+    pairs: Sequence[tuple[Any, Any]],
+    *,
+    weights: Literal["linear", "quadratic"] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Cohen's kappa of two raters, ``1 - Σ w_ck p_ck / Σ w_ck p_c· p_·k``.
+
+    ``w`` is [c ≠ k] (Cohen, 1960, https://doi.org/10.1177/001316446002000104), or the distance between the places of
+    the two categories in the order of all, linear or squared (Cohen, 1968, https://doi.org/10.1037/h0026256).
+    The interval is the percentile bootstrap over items.
+
+    Args:
+        pairs: one (first rater's label, second rater's label) for each item that both rated.
+    """
+    values = _ordered({label for pair in pairs for label in pair})
+    place = {label: index for index, label in enumerate(values)}
+    first = np.array([place[a] for a, _ in pairs], dtype=np.intp)
+    second = np.array([place[b] for _, b in pairs], dtype=np.intp)
+    if not pairs:
+        return Estimate(None, None, None, 0, NO_OVERLAP)
+    apart = np.abs(np.subtract.outer(np.arange(len(values)), np.arange(len(values)))).astype(np.float64)
+    cost = apart if weights == "linear" else apart**2 if weights == "quadratic" else (apart > 0).astype(np.float64)
+
+    def kappa(drawn: Floats) -> float | None:
+        table = np.zeros((len(values), len(values)))
+        np.add.at(table, (first, second), drawn)
+        table /= table.sum()
+        by_chance = float((cost * np.outer(table.sum(1), table.sum(0))).sum())
+        return None if by_chance <= 1e-15 else 1.0 - float((cost * table).sum()) / by_chance
+
+    return _bootstrap(kappa, np.arange(len(pairs)), seed, resamples)
+
+
+def cohen_kappas(ratings: Ratings, *, at_least: int = 2, seed: int = 0) -> dict[tuple[Hashable, Hashable], Estimate]:
+    """Cohen's kappa of every two raters who rated at least so many items in common, by (rater, rater)."""
+    shared: dict[tuple[Hashable, Hashable], list[tuple[Any, Any]]] = {}
+    order = {rater: i for i, rater in enumerate(_ordered({rater for given in ratings.values() for rater in given}))}
+    for given in ratings.values():
+        raters = sorted(given, key=order.__getitem__)
+        for i, a in enumerate(raters):
+            for b in raters[i + 1 :]:
+                shared.setdefault((a, b), []).append((given[a], given[b]))
+    return {pair: cohen_kappa(labels, seed=seed) for pair, labels in shared.items() if len(labels) >= at_least}
+
+
+def _counts(ratings: Ratings) -> tuple[Floats, list[Any], list[Hashable]]:
+    """Of the items with two ratings or more: n_uc (items, categories), the categories in order, the items."""
+    items = [item for item, given in ratings.items() if len(given) >= 2]
+    values = _ordered({label for item in items for label in ratings[item].values()})
+    place = {label: index for index, label in enumerate(values)}
+    counts = np.zeros((len(items), len(values)))
+    for row, item in enumerate(items):
+        for label in ratings[item].values():
+            counts[row, place[label]] += 1
+    return counts, values, items
+
+
+def _ordered(labels: set[Any]) -> list[Any]:
+    """Sorted; labels that cannot be compared with each other by what they are written as."""
+    try:
+        return sorted(labels)
+    except TypeError:
+        return sorted(labels, key=repr)
+
+
+def _group_ids(items: Sequence[Hashable], groups: Mapping[Hashable, Hashable] | None) -> NDArray[np.intp]:
+    if groups is None:
+        return np.arange(len(items))
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(groups[item], len(seen)) for item in items], dtype=np.intp)
+
+
+def _undefined(ratings: Ratings) -> Estimate:
+    """No item has two ratings: why."""
+    raters = {rater for given in ratings.values() for rater in given}
+    return Estimate(None, None, None, 0, (NO_RATINGS, ONE_RATER, NO_OVERLAP)[min(len(raters), 2)])
+
+
+def _bootstrap(
+    measure: Callable[[Floats], float | None], group_of: NDArray[np.intp], seed: int, resamples: int
+) -> Estimate:
+    """The measure with every item once, and between which values it falls when the items are drawn anew.
+
+    Draws in which it is undefined (one category) are left out; an interval needs two groups and most of the draws.
+    """
+    n = len(group_of)
+    value = measure(np.ones(n))
+    if value is None:
+        return Estimate(None, None, None, n, ONE_CATEGORY)
+    groups = int(group_of.max()) + 1
+    if groups < 2:
+        return Estimate(value, None, None, n)
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        times = np.bincount(random.integers(groups, size=groups), minlength=groups).astype(np.float64)
+        drawn.append(measure(times[group_of]))
+    defined = [found for found in drawn if found is not None]
+    if len(defined) <= resamples / 2:
+        return Estimate(value, None, None, n)
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), n)
+
+
+def _alpha(counts: Floats, values: Sequence[Any], weights: Floats, level: Level) -> float | None:
+    """Alpha of items that count ``weights`` times each."""
+    given = counts.sum(1)
+    scaled = counts * (weights / (given - 1))[:, None]
+    coincidences = scaled.T @ counts - np.diag(scaled.sum(0))
+    n_c: Floats = coincidences.sum(1)
+    n = float(n_c.sum())
+    distance = _distance(n_c, values, level)
+    expected = float((np.outer(n_c, n_c) * distance).sum())
+    if n <= 1 or expected <= 1e-12:
+        return None
+    return float(1.0 - (n - 1) * (coincidences * distance).sum() / expected)
+
+
+def _distance(n_c: Floats, values: Sequence[Any], level: Level) -> Floats:
+    """δ² (categories, categories); zero on the diagonal."""
+    if level == "nominal":
+        return 1.0 - np.eye(len(values))
+    # Ordinal: |Σ_{g≤k} n_g - n_k/2 - (Σ_{g≤c} n_g - n_c/2)| is the number of ratings from the middle of c to that of k.
+    place = np.cumsum(n_c) - n_c / 2 if level == "ordinal" else np.asarray(values, dtype=np.float64)
+    return np.subtract.outer(place, place) ** 2
+
+
+def _fleiss(counts: Floats, weights: Floats) -> float | None:
+    given = counts.sum(1)
+    weights = weights / weights.sum()
+    observed = float(weights @ ((counts * (counts - 1)).sum(1) / (given * (given - 1))))
+    by_chance = float(((weights @ (counts / given[:, None])) ** 2).sum())
+    return None if by_chance >= 1 - 1e-12 else (observed - by_chance) / (1 - by_chance)
+
+
+def _raw(counts: Floats, weights: Floats) -> float | None:
+    given = counts.sum(1)
+    return float(weights @ (counts * (counts - 1)).sum(1) / (weights @ (given * (given - 1))))
