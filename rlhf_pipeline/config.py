@@ -1,7 +1,8 @@
 """Configuration: one YAML file to frozen Pydantic models, with every mistake named by file, line and key.
 
 A section is a frozen model; the docstring under each field is its help text. Unknown keys are errors with a
-suggestion. ``--set section.key=value`` overrides one key and is reported by its own text.
+suggestion. ``--set section.key=value`` overrides one key and is reported by its own text. A field that is marked
+``NO_EFFECT`` cannot change what a stage makes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +32,17 @@ class Section(BaseModel):
         """sha256 of the section's canonical JSON: equal settings, equal digest."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _NoEffect:
+    """The type of :data:`NO_EFFECT`."""
+
+
+NO_EFFECT: Final = _NoEffect()
+"""Marks a field as no reason to make a finished stage anew: ``save_every: Annotated[int, NO_EFFECT] = Field(200)``.
+
+Only for what leaves every bit of the weights and records as it is: less memory with other rounding is not that.
+"""
 
 
 class LoraSection(Section):
@@ -88,12 +100,12 @@ class TrainingSection(Section):
     """The gradient's global norm is clipped to this."""
     max_length: int = Field(1024, ge=16)
     """Longest prompt plus response, in tokens; longer rows are counted and left out or cut, as the stage says."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    save_every: int = Field(200, ge=1)
-    """Optimiser steps between checkpoints, from which an interrupted stage resumes."""
-    log_every: int = Field(10, ge=1)
-    """Optimiser steps between lines of ``metrics.jsonl``."""
+    gradient_checkpointing: Annotated[bool, NO_EFFECT] = False
+    """Recompute activations in the backward pass: less memory, about a third more time, the same weights."""
+    save_every: Annotated[int, NO_EFFECT] = Field(200, ge=1)
+    """Optimiser steps between checkpoints, from which an interrupted stage resumes; changes no result."""
+    log_every: Annotated[int, NO_EFFECT] = Field(10, ge=1)
+    """Optimiser steps between lines of ``metrics.jsonl``, which says no more; the weights are the same."""
 
 
 S = TypeVar("S", bound=Section)
@@ -164,6 +176,17 @@ def describe(schema: type[Section], prefix: str = "") -> list[tuple[str, str, st
         if inner is not None:
             rows += describe(inner, f"{key}.")
     return rows
+
+
+def without_effect(schema: type[Section], prefix: str = "") -> frozenset[str]:
+    """The dotted keys below a section that cannot change what a stage makes: those marked :data:`NO_EFFECT`."""
+    keys: set[str] = set()
+    for name, field in schema.model_fields.items():
+        if NO_EFFECT in field.metadata:
+            keys.add(f"{prefix}{name}")
+        elif (inner := _section_of(field.annotation)) is not None:
+            keys |= without_effect(inner, f"{prefix}{name}.")
+    return frozenset(keys)
 
 
 def _show(value: Any) -> str:

@@ -47,7 +47,8 @@ class Config(Section):
     temperature: float = Field(1.0, ge=0)
     """Divides the logits; 1 samples the policies as trained, 0 takes the likeliest token (and gives no KL)."""
     batch_size: int = Field(64, ge=1)
-    """Responses generated or scored at once; raising it is faster and takes more memory."""
+    """Responses generated or scored at once; raising it is faster, takes more memory and changes rounding, by which
+    a response may become another."""
 
 
 def run(job: Job) -> dict[str, Any]:

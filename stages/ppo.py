@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from rlhf_pipeline.config import LoraSection, Section
+from rlhf_pipeline.config import NO_EFFECT, LoraSection, Section
 from rlhf_pipeline.errors import DataError, TrainingError
 from stages.job import Job
 
@@ -46,10 +46,10 @@ class Config(Section):
     """Optimiser steps in one pass."""
     micro_batch_tokens: int = Field(8192, ge=1)
     """Prompt and response tokens in one forward pass; lower it when memory runs out: results stay the same."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Annotated[bool, NO_EFFECT] = False
+    """Recompute activations in the backward pass: less memory, about a third more time, the same weights."""
     generation_batch: int = Field(128, ge=1)
-    """Responses sampled at the same time; lower it when memory runs out."""
+    """Responses sampled at the same time; lower it when memory runs out: only rounding changes."""
     max_prompt_length: int = Field(1024, ge=1)
     """Longer prompts (in tokens) are left out and counted."""
     max_new_tokens: int = Field(256, ge=1)
@@ -82,8 +82,8 @@ class Config(Section):
     """Normalised scores are cut to ± this."""
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken from the normalised score of a response that was cut off."""
-    save_every: int = Field(10, ge=1)
-    """Iterations between checkpoints, from which an interrupted stage resumes."""
+    save_every: Annotated[int, NO_EFFECT] = Field(10, ge=1)
+    """Iterations between checkpoints, from which an interrupted stage resumes; changes no result."""
     lora: LoraSection = Field(default_factory=LoraSection)
     """The adapters' shape where SFT (or the reward model) was trained without LoRA; otherwise theirs is kept."""
 

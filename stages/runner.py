@@ -178,11 +178,13 @@ def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
     path = partial / FINGERPRINT
     if path.is_file():
         before = json.loads(path.read_text())
-        if before == fingerprint:
+        changed = differences(before.pop("settings"), fingerprint["settings"])
+        if any(before[key] != fingerprint[key] for key in before):
+            changed.append("its inputs changed")
+        if not changed:
             (partial / WAITING).unlink(missing_ok=True)
             say(f"  resuming what was interrupted in {partial}")
             return partial
-        changed = differences(before["settings"], fingerprint["settings"]) or ["its inputs changed"]
         say(f"  the interrupted try was made with other settings ({'; '.join(changed[:3])}): starting over")
     if partial.exists():
         shutil.rmtree(partial)

@@ -45,7 +45,8 @@ class Config(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample only from the smallest set of tokens that has this probability."""
     batch_size: int = Field(64, ge=1)
-    """Responses generated at once; raising it is faster and takes more memory."""
+    """Responses generated at once; raising it is faster, takes more memory and changes rounding, by which a response
+    may become another."""
 
 
 def run(job: Job) -> dict[str, Any]:

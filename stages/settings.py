@@ -82,7 +82,7 @@ class Settings(Section):
         return section
 
     def relevant_to(self, stage: Stage) -> dict[str, Any]:
-        """Every setting that changes what a stage makes, by dotted key: what staleness is judged by."""
+        """Every setting that a stage reads, by dotted key; those that can change what it makes decide on staleness."""
         values = {stage.name: self.section(stage).model_dump(mode="json"), "run.seed": self.run.seed}
         for key in self._keys_of(stage):
             value = self._value(key)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_pipeline.artifacts import Artifact, find_damage, open_artifact, source_digest
+from rlhf_pipeline.config import without_effect
 from rlhf_pipeline.errors import ArtifactError, UsageError
 from stages import BY_NAME, Stage
 from stages.settings import Settings
@@ -21,6 +22,7 @@ State = Literal["missing", "waiting", "running", "interrupted", "complete", "sta
 FINGERPRINT = "fingerprint.json"
 WAITING = "waiting.json"
 _LOCK = ".lock"
+_WITHOUT_EFFECT = without_effect(Settings)
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ def _input_changed(name: str, artifact: Artifact, upstream: Mapping[str, StageSt
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each setting whose value differs, by dotted key."""
+    """One line for each setting whose value differs and can change a result, by dotted key."""
     absent = "(none)"
     return [
         f"{key}: {before.get(key, absent)} → {now.get(key, absent)}"
         for key in dict.fromkeys([*before, *now])
-        if before.get(key, absent) != now.get(key, absent)
+        if before.get(key, absent) != now.get(key, absent) and key not in _WITHOUT_EFFECT
     ]
 
 

@@ -81,6 +81,31 @@ def test_a_changed_setting_makes_its_stage_and_what_follows_stale(run_of) -> Non
     assert not (Path(changed.run.folder) / "replaced" / "sft-1").exists()
 
 
+def test_a_setting_without_effect_leaves_everything_complete(run_of) -> None:
+    runner.run(run_of())
+    changed = run_of(sft__save_every=7, sft__log_every=3)
+    assert set(states(changed).values()) == {"complete"}
+    manifest = open_artifact(Path(changed.run.folder) / "sft").manifest
+    assert manifest.settings["sft.save_every"] == 200, "the manifest says what it was"
+
+
+def test_an_interrupted_try_is_resumed_when_only_a_setting_without_effect_changed(run_of, monkeypatch, capsys) -> None:
+    def dies(job: Job) -> dict[str, Any]:
+        (job.folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "run", dies)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(run_of())
+    changed = run_of(sft__save_every=7)
+    runner.run(changed, ["sft"])
+    assert "resuming what was interrupted" in capsys.readouterr().out
+    manifest = open_artifact(Path(changed.run.folder) / "sft").manifest
+    assert "half.txt" in manifest.files
+    assert manifest.settings["sft.save_every"] == 7
+
+
 def test_changed_data_makes_its_stages_stale(run_of, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n')
