@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from rlhf_pipeline.errors import StoreError
-from rlhf_pipeline.store.tables import SCHEMA_VERSION, create_tables, metadata, schema_version
+from rlhf_pipeline.store import schema
 
 BUSY_SECONDS = 10.0
 """How long a writer waits for another process before it gives up."""
@@ -92,33 +92,15 @@ class Database:
         return engine
 
     def _prepare(self) -> None:
-        """Create the tables in an empty database; refuse a database that is not a store of this version."""
+        """Create the tables in an empty database, bring an earlier store up to date, refuse anything else."""
         with self._transaction(writing=False) as connection:
-            present = set(inspect(connection).get_table_names())
-        if not present & set(metadata.tables):
-            if present:
-                raise StoreError(
-                    f"this database holds other tables ({', '.join(sorted(present)[:3])} …) and no judgements",
-                    where=self.where,
-                    advice="Name an empty database, or a file that does not exist yet.",
-                )
-            with self._transaction(writing=True) as connection:
-                if "schema_version" not in inspect(connection).get_table_names():
-                    create_tables(connection, now_ms())
-        with self._transaction(writing=False) as connection:
-            version = connection.execute(select(schema_version.c.version)).scalar()
-        if version is not None and version > SCHEMA_VERSION:
-            raise StoreError(
-                f"the store has schema version {version}, this program knows versions up to {SCHEMA_VERSION}",
-                where=self.where,
-                advice="A newer rlhf-pipeline made it: upgrade with `pip install --upgrade rlhf-pipeline`.",
-            )
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"the store has schema version {version}, this program needs {SCHEMA_VERSION}",
-                where=self.where,
-                advice="Restore the file from a copy, or name another store.",
-            )
+            version = schema.version_of(connection, self.where)
+        if version == schema.SCHEMA_VERSION:
+            return
+        with self._transaction(writing=True, references=False) as connection:
+            version = schema.version_of(connection, self.where)  # another process may have been first
+            if version != schema.SCHEMA_VERSION:
+                schema.migrate(connection, version, now_ms())
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -144,16 +126,30 @@ class Database:
             raise explain(error, self.where) from error
 
     @contextmanager
-    def _transaction(self, *, writing: bool) -> Iterator[Connection]:
+    def _transaction(self, *, writing: bool, references: bool = True) -> Iterator[Connection]:
+        """One transaction; without ``references`` SQLite checks none in it, so that tables can be copied."""
         with self.engine.connect() as connection:
             connection = connection.execution_options(writing=writing)
-            with connection.begin():
-                if connection.dialect.name == "postgresql":
-                    if writing:
-                        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
-                    else:
-                        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
-                yield connection
+            if not references and connection.dialect.name == "sqlite":
+                _check_references(connection, False)
+            try:
+                with connection.begin():
+                    if connection.dialect.name == "postgresql":
+                        if writing:
+                            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
+                        else:
+                            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+                    yield connection
+            finally:
+                if not references and connection.dialect.name == "sqlite":
+                    _check_references(connection, True)
+
+
+def _check_references(connection: Connection, checked: bool) -> None:
+    """SQLite changes this outside of transactions only."""
+    raw = connection.connection.dbapi_connection
+    assert raw is not None
+    raw.cursor().execute(f"PRAGMA foreign_keys={'ON' if checked else 'OFF'}")
 
 
 def read_url(location: str | Path) -> URL:

@@ -4,6 +4,8 @@ Times are UTC epoch milliseconds. Texts that a model or a person wrote are JSON 
 character, NUL and lone surrogates included, which a PostgreSQL ``text`` column refuses. What was judged is never
 changed: triggers refuse UPDATE and DELETE on ``judgement`` and ``event``, and a revision is a new row that names the
 row it ``supersedes_id``. The current judgement of an assignment is the one that no other row supersedes.
+
+This is what :mod:`rlhf_pipeline.store.migrations` arrives at; a test compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Connection,
     Float,
     ForeignKey,
     Index,
@@ -23,15 +24,20 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
-    text,
+    false,
 )
 
-SCHEMA_VERSION = 1
-"""Raised with every change of a table; a store with a newer number is refused."""
+from rlhf_pipeline.store.records import Form
 
 APPEND_ONLY = ("judgement", "event")
 
 metadata = MetaData()
+
+FIRST_FORM = Form().digest
+"""What was asked before forms were kept."""
+
+# Texts of people; where there is none, SQL's NULL and not JSON's.
+Texts = JSON(none_as_null=True)
 
 # SQLite numbers rows by itself only where the key is exactly INTEGER.
 Key = BigInteger().with_variant(Integer(), "sqlite")
@@ -55,8 +61,11 @@ user = Table(
     Column("name", String(200), nullable=False, unique=True),  # case-folded
     Column("display_name", String(200), nullable=False),
     Column("role", String(20), nullable=False),
-    Column("state", String(20), nullable=False, server_default="active"),
+    Column("state", String(20), nullable=False, server_default="active"),  # active, blocked
     Column("created_at", BigInteger, nullable=False),
+    Column("password_hash", String(200), nullable=True),  # Argon2id; NULL: this person has no password
+    Column("locale", String(20), nullable=True),
+    Column("last_seen_at", BigInteger, nullable=True),
 )
 
 login_session = Table(
@@ -66,6 +75,43 @@ login_session = Table(
     _reference("user_id", "user"),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
+    Column("last_seen_at", BigInteger, nullable=True),
+    Column("ip", String(60), nullable=False, server_default=""),
+    Column("agent", String(200), nullable=False, server_default=""),
+    Column("revoked_at", BigInteger, nullable=True),
+)
+
+invite = Table(
+    "invite",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column("role", String(20), nullable=False),
+    _reference("round_id", "round", nullable=True),
+    _reference("created_by", "user", nullable=True),  # NULL: the command line
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    _reference("used_by", "user", nullable=True),
+    Column("used_at", BigInteger, nullable=True),
+)
+
+login_throttle = Table(
+    "login_throttle",
+    metadata,
+    Column("key", String(64), primary_key=True),  # sha256 of "name:…" or "ip:…"
+    Column("failures", Integer, nullable=False),
+    Column("last_at", BigInteger, nullable=False),
+    Column("locked_until", BigInteger, nullable=False),
+)
+
+api_token = Table(
+    "api_token",
+    metadata,
+    Column("id", Key, primary_key=True),
+    _reference("user_id", "user"),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("scope", String(20), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger, nullable=True),
 )
 
 prompt = Table(
@@ -88,6 +134,14 @@ response = Table(
     UniqueConstraint("prompt_id", "digest", "sampler_digest"),
 )
 
+form = Table(
+    "form",
+    metadata,
+    Column("digest", String(16), primary_key=True),
+    Column("questions", JSON, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
 round_ = Table(
     "round",
     metadata,
@@ -100,6 +154,13 @@ round_ = Table(
     Column("shuffle_seed", BigInteger, nullable=False),
     Column("state", String(20), nullable=False, server_default="open"),
     Column("created_at", BigInteger, nullable=False),
+    Column("form_digest", String(16), nullable=False, server_default=FIRST_FORM),
+    Column("order_by", String(20), nullable=False, server_default="sequence"),
+    Column("gold_rate", Float, nullable=False, server_default="0"),
+    Column("gold_feedback", Boolean, nullable=False, server_default=false()),
+    Column("repeat_rate", Float, nullable=False, server_default="0"),
+    Column("training_tasks", Integer, nullable=False, server_default="0"),
+    Column("edit_minutes", Integer, nullable=True),  # NULL: for ever
     UniqueConstraint("name", "source_digest"),
     CheckConstraint("overlap >= 1"),
 )
@@ -128,6 +189,8 @@ task = Table(
     Column("done", Integer, nullable=False, server_default="0"),
     Column("state", String(20), nullable=False, server_default="open"),  # open, retired
     Column("meta", JSON, nullable=False),
+    Column("lot", Float, nullable=False, server_default="0"),  # from 0 up to 1, drawn once
+    Column("gold", Texts, nullable=True),  # the right answer, where it is known
     UniqueConstraint("round_id", "digest"),
     CheckConstraint("open_slots >= 0"),
     CheckConstraint("state IN ('open', 'retired')"),
@@ -137,6 +200,14 @@ Index(
     task.c.round_id,
     task.c.priority.desc(),
     task.c.id,
+    sqlite_where=task.c.open_slots > 0,
+    postgresql_where=task.c.open_slots > 0,
+)
+
+Index(
+    "task_to_lease_by_lot",
+    task.c.round_id,
+    task.c.lot,
     sqlite_where=task.c.open_slots > 0,
     postgresql_where=task.c.open_slots > 0,
 )
@@ -161,6 +232,8 @@ assignment = Table(
     Column("state", String(20), nullable=False),
     Column("leased_at", BigInteger, nullable=False),
     Column("lease_until", BigInteger, nullable=False),
+    Column("form_digest", String(16), nullable=False, server_default=FIRST_FORM),
+    Column("guideline_version", Integer, nullable=True),
     # One row for a task, a person and a purpose: a lease that expired is taken up again in its own row.
     UniqueConstraint("task_id", "user_id", "purpose"),
     CheckConstraint("state IN ('leased', 'done', 'skipped', 'expired')"),
@@ -171,6 +244,14 @@ Index(
     assignment.c.lease_until,
     sqlite_where=assignment.c.state == "leased",
     postgresql_where=assignment.c.state == "leased",
+)
+
+draft = Table(
+    "draft",
+    metadata,
+    Column("assignment_id", Key, ForeignKey("assignment.id"), primary_key=True, autoincrement=False),
+    Column("answer", JSON, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
 )
 
 judgement = Table(
@@ -195,9 +276,20 @@ judgement = Table(
     Column("keys_used", Boolean, nullable=True),
     Column("late", Boolean, nullable=False),
     Column("app_version", String(40), nullable=False),
+    Column("strength", Integer, nullable=True),
+    Column("ranking", Texts, nullable=True),  # [[response id, …], …], best first
+    Column("rules", Texts, nullable=True),  # {response id: [broken rule, …]}
+    Column("ratings", Texts, nullable=True),  # {response id: {attribute: points}}
+    Column("flags", Texts, nullable=True),
+    Column("comment", Texts, nullable=True),
+    _reference("corrected_id", "response", nullable=True),
+    Column("correction", Texts, nullable=True),
+    Column("form_digest", String(16), nullable=True),
+    Column("guideline_version", Integer, nullable=True),
     UniqueConstraint("assignment_id", "revision"),
-    CheckConstraint("choice IN ('response', 'tie', 'all_bad', 'skip', 'withdrawn')"),
-    CheckConstraint("(choice = 'response') = (response_id IS NOT NULL)"),
+    CheckConstraint("choice IN ('response', 'tie', 'all_bad', 'ranking', 'skip', 'withdrawn')", name="choice"),
+    CheckConstraint("(choice = 'response') = (response_id IS NOT NULL)", name="response_given"),
+    CheckConstraint("(choice = 'ranking') = (ranking IS NOT NULL)", name="ranking_given"),
 )
 Index("judgement_of_task", judgement.c.task_id)
 Index("judgement_of_user", judgement.c.user_id)
@@ -213,32 +305,3 @@ event = Table(
     Column("object_id", Key, nullable=True),
     Column("detail", JSON, nullable=False),
 )
-
-
-def create_tables(connection: Connection, now: int) -> None:
-    """Create every table and trigger in an empty database."""
-    metadata.create_all(connection)
-    if connection.dialect.name == "postgresql":
-        connection.execute(
-            text(
-                "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME; END $$"
-            )
-        )
-    for table in APPEND_ONLY:
-        for statement in _triggers(table, connection.dialect.name):
-            connection.execute(text(statement))
-    connection.execute(schema_version.insert().values(version=SCHEMA_VERSION, applied_at=now))
-
-
-def _triggers(table: str, dialect: str) -> list[str]:
-    if dialect == "postgresql":
-        return [
-            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
-        ]
-    return [
-        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        for verb in ("UPDATE", "DELETE")
-    ]
