@@ -127,7 +127,7 @@ def cohen_kappa(
     Args:
         pairs: one (first rater's label, second rater's label) for each item that both rated.
     """
-    values = _ordered({label for pair in pairs for label in pair})
+    values = ordered({label for pair in pairs for label in pair})
     place = {label: index for index, label in enumerate(values)}
     first = np.array([place[a] for a, _ in pairs], dtype=np.intp)
     second = np.array([place[b] for _, b in pairs], dtype=np.intp)
@@ -149,7 +149,7 @@ def cohen_kappa(
 def cohen_kappas(ratings: Ratings, *, at_least: int = 2, seed: int = 0) -> dict[tuple[Hashable, Hashable], Estimate]:
     """Cohen's kappa of every two raters who rated at least so many items in common, by (rater, rater)."""
     shared: dict[tuple[Hashable, Hashable], list[tuple[Any, Any]]] = {}
-    order = {rater: i for i, rater in enumerate(_ordered({rater for given in ratings.values() for rater in given}))}
+    order = {rater: i for i, rater in enumerate(ordered({rater for given in ratings.values() for rater in given}))}
     for given in ratings.values():
         raters = sorted(given, key=order.__getitem__)
         for i, a in enumerate(raters):
@@ -161,7 +161,7 @@ def cohen_kappas(ratings: Ratings, *, at_least: int = 2, seed: int = 0) -> dict[
 def _counts(ratings: Ratings) -> tuple[Floats, list[Any], list[Hashable]]:
     """Of the items with two ratings or more: n_uc (items, categories), the categories in order, the items."""
     items = [item for item, given in ratings.items() if len(given) >= 2]
-    values = _ordered({label for item in items for label in ratings[item].values()})
+    values = ordered({label for item in items for label in ratings[item].values()})
     place = {label: index for index, label in enumerate(values)}
     counts = np.zeros((len(items), len(values)))
     for row, item in enumerate(items):
@@ -170,8 +170,8 @@ def _counts(ratings: Ratings) -> tuple[Floats, list[Any], list[Hashable]]:
     return counts, values, items
 
 
-def _ordered(labels: set[Any]) -> list[Any]:
-    """Sorted; labels that cannot be compared with each other by what they are written as."""
+def ordered(labels: set[Any]) -> list[Any]:
+    """Labels in order; those that cannot be compared with each other by what they are written as."""
     try:
         return sorted(labels)
     except TypeError:
