@@ -6,7 +6,7 @@ item twice, or only one category was ever used) the estimate says why instead of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -71,10 +71,9 @@ def krippendorff_alpha(
             drawn as a whole.
         seed, resamples: of the bootstrap.
     """
-    counts, values, items = _counts(ratings)
-    if not items:
-        return _undefined(ratings)
-    return _bootstrap(lambda drawn: _alpha(counts, values, drawn, level), _group_ids(items, groups), seed, resamples)
+    return _estimate(
+        lambda counts, values, times: _alpha(counts, values, times, level), ratings, groups, seed, resamples
+    )
 
 
 def fleiss_kappa(
@@ -91,10 +90,7 @@ def fleiss_kappa(
     https://doi.org/10.1037/h0031619; with different numbers, Gwet's form (Handbook of Inter-Rater Reliability, 2014),
     here over the items with two ratings or more. Interval and arguments as for :func:`krippendorff_alpha`.
     """
-    counts, _, items = _counts(ratings)
-    if not items:
-        return _undefined(ratings)
-    return _bootstrap(lambda drawn: _fleiss(counts, drawn), _group_ids(items, groups), seed, resamples)
+    return _estimate(lambda counts, _, times: _fleiss(counts, times), ratings, groups, seed, resamples)
 
 
 def raw_agreement(
@@ -105,10 +101,7 @@ def raw_agreement(
     resamples: int = RESAMPLES,
 ) -> Estimate:
     """Share of the pairs of ratings of one item that are equal: ``Σ_u Σ_c n_uc (n_uc - 1) / Σ_u m_u (m_u - 1)``."""
-    counts, _, items = _counts(ratings)
-    if not items:
-        return _undefined(ratings)
-    return _bootstrap(lambda drawn: _raw(counts, drawn), _group_ids(items, groups), seed, resamples)
+    return _estimate(lambda counts, _, times: _raw(counts, times), ratings, groups, seed, resamples)
 
 
 def cohen_kappa(
@@ -127,23 +120,22 @@ def cohen_kappa(
     Args:
         pairs: one (first rater's label, second rater's label) for each item that both rated.
     """
-    values = ordered({label for pair in pairs for label in pair})
-    place = {label: index for index, label in enumerate(values)}
-    first = np.array([place[a] for a, _ in pairs], dtype=np.intp)
-    second = np.array([place[b] for _, b in pairs], dtype=np.intp)
     if not pairs:
         return Estimate(None, None, None, 0, NO_OVERLAP)
-    apart = np.abs(np.subtract.outer(np.arange(len(values)), np.arange(len(values)))).astype(np.float64)
-    cost = apart if weights == "linear" else apart**2 if weights == "quadratic" else (apart > 0).astype(np.float64)
+    values = ordered({label for pair in pairs for label in pair})
+    place = {label: index for index, label in enumerate(values)}
+    table = np.zeros((len(values), len(values)))
+    for a, b in pairs:
+        table[place[a], place[b]] += 1
+    apart: Floats = np.abs(np.subtract.outer(np.arange(len(values)), np.arange(len(values)))).astype(np.float64)
+    cost = apart if weights == "linear" else apart**2 if weights == "quadratic" else np.sign(apart)
 
-    def kappa(drawn: Floats) -> float | None:
-        table = np.zeros((len(values), len(values)))
-        np.add.at(table, (first, second), drawn)
-        table /= table.sum()
-        by_chance = float((cost * np.outer(table.sum(1), table.sum(0))).sum())
-        return None if by_chance <= 1e-15 else 1.0 - float((cost * table).sum()) / by_chance
+    def kappa(times: Floats) -> float | None:
+        shares = times.reshape(table.shape) / times.sum()
+        by_chance = float((cost * np.outer(shares.sum(1), shares.sum(0))).sum())
+        return None if by_chance <= 1e-15 else 1.0 - float((cost * shares).sum()) / by_chance
 
-    return _bootstrap(kappa, np.arange(len(pairs)), seed, resamples)
+    return _bootstrap(kappa, _alike(table.ravel(), seed, resamples), len(pairs))
 
 
 def cohen_kappas(ratings: Ratings, *, at_least: int = 2, seed: int = 0) -> dict[tuple[Hashable, Hashable], Estimate]:
@@ -158,18 +150,6 @@ def cohen_kappas(ratings: Ratings, *, at_least: int = 2, seed: int = 0) -> dict[
     return {pair: cohen_kappa(labels, seed=seed) for pair, labels in shared.items() if len(labels) >= at_least}
 
 
-def _counts(ratings: Ratings) -> tuple[Floats, list[Any], list[Hashable]]:
-    """Of the items with two ratings or more: n_uc (items, categories), the categories in order, the items."""
-    items = [item for item, given in ratings.items() if len(given) >= 2]
-    values = ordered({label for item in items for label in ratings[item].values()})
-    place = {label: index for index, label in enumerate(values)}
-    counts = np.zeros((len(items), len(values)))
-    for row, item in enumerate(items):
-        for label in ratings[item].values():
-            counts[row, place[label]] += 1
-    return counts, values, items
-
-
 def ordered(labels: set[Any]) -> list[Any]:
     """Labels in order; those that cannot be compared with each other by what they are written as."""
     try:
@@ -178,40 +158,63 @@ def ordered(labels: set[Any]) -> list[Any]:
         return sorted(labels, key=repr)
 
 
-def _group_ids(items: Sequence[Hashable], groups: Mapping[Hashable, Hashable] | None) -> NDArray[np.intp]:
-    if groups is None:
-        return np.arange(len(items))
-    seen: dict[Hashable, int] = {}
-    return np.array([seen.setdefault(groups[item], len(seen)) for item in items], dtype=np.intp)
-
-
-def _undefined(ratings: Ratings) -> Estimate:
-    """No item has two ratings: why."""
-    raters = {rater for given in ratings.values() for rater in given}
-    return Estimate(None, None, None, 0, (NO_RATINGS, ONE_RATER, NO_OVERLAP)[min(len(raters), 2)])
-
-
-def _bootstrap(
-    measure: Callable[[Floats], float | None], group_of: NDArray[np.intp], seed: int, resamples: int
+def _estimate(
+    measure: Callable[[Floats, Sequence[Any], Floats], float | None],
+    ratings: Ratings,
+    groups: Mapping[Hashable, Hashable] | None,
+    seed: int,
+    resamples: int,
 ) -> Estimate:
-    """The measure with every item once, and between which values it falls when the items are drawn anew.
+    """``measure(counts, values, times)``: n_uc (items, categories), the categories, how often each item counts."""
+    items = [item for item, given in ratings.items() if len(given) >= 2]
+    if not items:
+        raters = {rater for given in ratings.values() for rater in given}
+        return Estimate(None, None, None, 0, (NO_RATINGS, ONE_RATER, NO_OVERLAP)[min(len(raters), 2)])
+    values = ordered({label for item in items for label in ratings[item].values()})
+    place = {label: index for index, label in enumerate(values)}
+    counts = np.zeros((len(items), len(values)))
+    for row, item in enumerate(items):
+        for label in ratings[item].values():
+            counts[row, place[label]] += 1
+    if groups is None:  # items with the same counts are alike, and there are few kinds
+        counts, alike = np.unique(counts, axis=0, return_counts=True)
+        draws = _alike(alike.astype(np.float64), seed, resamples)
+    else:
+        seen: dict[Hashable, int] = {}
+        draws = _grouped(
+            np.array([seen.setdefault(groups[item], len(seen)) for item in items], dtype=np.intp), seed, resamples
+        )
+    return _bootstrap(lambda times: measure(counts, values, times), draws, len(items))
 
-    Draws in which it is undefined (one category) are left out; an interval needs two groups and most of the draws.
+
+def _alike(times: Floats, seed: int, resamples: int) -> Iterator[Floats]:
+    """How often each kind of item is there, first as it is, then in samples drawn anew."""
+    yield times
+    n = int(times.sum())
+    if n > 1:
+        yield from np.random.default_rng(seed).multinomial(n, times / n, size=resamples).astype(np.float64)
+
+
+def _grouped(group_of: NDArray[np.intp], seed: int, resamples: int) -> Iterator[Floats]:
+    """How often each item is there, first once, then in samples of whole groups."""
+    yield np.ones(len(group_of))
+    random, groups = np.random.default_rng(seed), int(group_of.max()) + 1
+    if groups > 1:
+        for _ in range(resamples):
+            yield np.bincount(random.integers(groups, size=groups), minlength=groups).astype(np.float64)[group_of]
+
+
+def _bootstrap(measure: Callable[[Floats], float | None], draws: Iterator[Floats], n: int) -> Estimate:
+    """The measure of the first draw, and between which values it falls in the others.
+
+    Draws in which it is undefined (one category) are left out; an interval needs most of the draws.
     """
-    n = len(group_of)
-    value = measure(np.ones(n))
+    value = measure(next(draws))
     if value is None:
         return Estimate(None, None, None, n, ONE_CATEGORY)
-    groups = int(group_of.max()) + 1
-    if groups < 2:
-        return Estimate(value, None, None, n)
-    random = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        times = np.bincount(random.integers(groups, size=groups), minlength=groups).astype(np.float64)
-        drawn.append(measure(times[group_of]))
+    drawn = [measure(times) for times in draws]
     defined = [found for found in drawn if found is not None]
-    if len(defined) <= resamples / 2:
+    if len(defined) <= len(drawn) / 2:
         return Estimate(value, None, None, n)
     low, high = np.quantile(defined, [0.025, 0.975])
     return Estimate(value, float(low), float(high), n)
