@@ -16,7 +16,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Artifact:
     folder: Path
     manifest: Manifest
     digest: str
+    unknown: tuple[str, ...] = ()
+    """Keys of its manifest that this version does not know, and that :class:`Manifest` leaves out."""
 
 
 def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
@@ -85,8 +87,9 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
             advice=f"finish it first: rlhf run {folder.parent}",
         ) from None
     try:
-        values = json.loads(raw)
-        manifest = Manifest(**values)
+        values = {**json.loads(raw)}
+        unknown = tuple(sorted(values.keys() - {known.name for known in fields(Manifest)}))
+        manifest = Manifest(**{key: value for key, value in values.items() if key not in unknown})
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise DamagedArtifact(
             f"the manifest cannot be read ({error})",
@@ -99,7 +102,7 @@ def open_artifact(folder: Path, *, verify: bool = True) -> Artifact:
             where=str(path),
             advice="pip install --upgrade rlhf-pipeline",
         )
-    artifact = Artifact(folder, manifest, hashlib.sha256(raw).hexdigest())
+    artifact = Artifact(folder, manifest, hashlib.sha256(raw).hexdigest(), unknown)
     if verify:
         damage = find_damage(artifact)
         if damage:

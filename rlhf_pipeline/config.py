@@ -138,8 +138,14 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def load(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+def load(schema: type[S], path: Path, overrides: Sequence[str] = (), *, unknown: list[str] | None = None) -> S:
     """Read a configuration file, apply ``key=value`` overrides, validate.
+
+    Args:
+        schema: what is expected.
+        path: the file.
+        overrides: changes of single keys.
+        unknown: gets the unknown keys, which are then left out instead of refused.
 
     Raises:
         ConfigError: naming every mistake at once, each with its line and what would be right.
@@ -148,9 +154,19 @@ def load(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     origin = {key: f"{path}:{line}" for key, line in lines.items()}
     for override in overrides:
         _apply_override(values, origin, override)
+    return _validate(schema, values, origin, path, unknown)
+
+
+def _validate(
+    schema: type[S], values: dict[str, Any], origin: Mapping[str, str], path: Path, unknown: list[str] | None
+) -> S:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
+        strange = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+        if strange and unknown is not None:
+            unknown += [_leave_out(values, place) for place in strange]
+            return _validate(schema, values, origin, path, unknown)
         problems = [_explain(schema, item, origin, str(path)) for item in error.errors()]
         raise ConfigError(
             f"{len(problems)} mistake{'s' if len(problems) > 1 else ''} in the configuration",
@@ -158,6 +174,15 @@ def load(schema: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
             details=problems,
             advice="every key with its meaning: rlhf help-config",
         ) from None
+
+
+def _leave_out(values: dict[str, Any], place: Sequence[int | str]) -> str:
+    """Remove the key at a place of nested mappings; returns its dotted name."""
+    target: Any = values
+    for name in place[:-1]:
+        target = target[name]
+    target.pop(place[-1], None)
+    return ".".join(map(str, place))
 
 
 def dump(settings: Section) -> str:
@@ -187,6 +212,15 @@ def without_effect(schema: type[Section], prefix: str = "") -> frozenset[str]:
         elif (inner := _section_of(field.annotation)) is not None:
             keys |= without_effect(inner, f"{prefix}{name}.")
     return frozenset(keys)
+
+
+def is_known(schema: type[Section], key: str) -> bool:
+    """Whether a dotted key is one below a section; what stands in a mapping of a user's own names counts as known."""
+    name, _, rest = key.partition(".")
+    if name not in schema.model_fields:
+        return False
+    inner = _section_of(schema.model_fields[name].annotation)
+    return not rest or inner is None or is_known(inner, rest)
 
 
 def _show(value: Any) -> str:

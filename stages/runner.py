@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_pipeline import artifacts, config
-from rlhf_pipeline.errors import UsageError, WaitingForPeople
+from rlhf_pipeline.errors import PipelineError, UsageError, WaitingForPeople
 from stages import BY_NAME, NAMES, Stage
 from stages.job import Job, say
 from stages.settings import Settings
 from stages.states import (
+    FAILED,
     FINGERPRINT,
     WAITING,
     StageState,
@@ -23,6 +25,7 @@ from stages.states import (
     inspect,
     inspect_stage,
     locked,
+    note,
     note_running,
     partial_folder,
 )
@@ -113,26 +116,38 @@ def _run_stage(
     }
     partial = _prepare(partial_folder(run_folder, stage), made_by)
     note_running(run_folder, stage)
-    device = _device(settings.run.device) if stage.uses_model else "cpu"
-    job = Job(settings.section(stage), settings, partial, inputs, run_folder, settings.run.seed, device)
     started = time.monotonic()
-    try:
+    with _noting_why_it_stops(partial):
+        device = _device(settings.run.device) if stage.uses_model else "cpu"
+        job = Job(settings.section(stage), settings, partial, inputs, run_folder, settings.run.seed, device)
         metrics = _call(stage, job)
-    except WaitingForPeople as waiting:
-        artifacts.write_atomically(partial / WAITING, json.dumps({"what": waiting.what}))
-        raise
-    seconds = round(time.monotonic() - started, 1)
-    artifact = artifacts.complete(
-        partial,
-        run_folder / stage.name,
-        scratch=(FINGERPRINT, WAITING, "checkpoints"),
-        metrics=metrics,
-        device=device,
-        seconds=seconds,
-        **made_by,
-    )
+        seconds = round(time.monotonic() - started, 1)
+        artifact = artifacts.complete(
+            partial,
+            run_folder / stage.name,
+            scratch=(FINGERPRINT, "checkpoints"),
+            metrics=metrics,
+            device=device,
+            seconds=seconds,
+            **made_by,
+        )
     say(f"{stage.name}: done in {seconds:.0f} s → {artifact.folder}")
     return StageState(stage.name, "complete", (), artifact)
+
+
+@contextlib.contextmanager
+def _noting_why_it_stops(partial: Path) -> Iterator[None]:
+    """Keep for ``rlhf status`` that people are waited for, or what went wrong; Ctrl+C and a kill leave no such note."""
+    try:
+        yield
+    except WaitingForPeople as waiting:
+        note(partial / WAITING, waiting.what)
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        with contextlib.suppress(OSError):  # a full disk has no room for the note either
+            note(partial / FAILED, first if isinstance(error, PipelineError) else f"{type(error).__name__}: {first}")
+        raise
 
 
 def _call(stage: Stage, job: Job) -> dict[str, Any]:
@@ -178,11 +193,12 @@ def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
     path = partial / FINGERPRINT
     if path.is_file():
         before = json.loads(path.read_text())
-        changed = differences(before.pop("settings"), fingerprint["settings"])
-        if any(before[key] != fingerprint[key] for key in before):
+        changed = differences(before["settings"], fingerprint["settings"])
+        if {**before, "settings": None} != {**fingerprint, "settings": None}:
             changed.append("its inputs changed")
         if not changed:
-            (partial / WAITING).unlink(missing_ok=True)
+            for name in (WAITING, FAILED):
+                (partial / name).unlink(missing_ok=True)
             say(f"  resuming what was interrupted in {partial}")
             return partial
         say(f"  the interrupted try was made with other settings ({'; '.join(changed[:3])}): starting over")

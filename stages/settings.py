@@ -89,6 +89,12 @@ class Settings(Section):
             values[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
         return _flatten(values)
 
+    def reads(self, stage: Stage, key: str) -> bool:
+        """Whether a dotted key, known or not, stands beside or below settings that a stage reads."""
+        section = key.rpartition(".")[0] + "."
+        places = [f"{place}." for place in (stage.name, *self._keys_of(stage))]
+        return any(place.startswith(section) or section.startswith(place) for place in places)
+
     def data_sources(self, stage: Stage) -> list[str]:
         """Paths and hub ids of the data that a stage reads."""
         sources = [self._value(key) for key in self._keys_of(stage)]
@@ -119,6 +125,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
     return configuration.load(Settings, path, overrides)
+
+
+def load_kept(run_folder: Path) -> tuple[Settings, list[str]]:
+    """The settings that a run folder keeps, and the keys among them that this version does not know.
+
+    Raises:
+        ConfigError: a value is wrong, or a key is missing.
+    """
+    unknown: list[str] = []
+    return configuration.load(Settings, run_folder / "config.yaml", unknown=unknown), unknown
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

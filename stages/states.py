@@ -7,20 +7,21 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_pipeline.artifacts import Artifact, find_damage, open_artifact, source_digest
-from rlhf_pipeline.config import without_effect
+from rlhf_pipeline.artifacts import Artifact, find_damage, open_artifact, source_digest, write_atomically
+from rlhf_pipeline.config import is_known, without_effect
 from rlhf_pipeline.errors import ArtifactError, UsageError
 from stages import BY_NAME, Stage
 from stages.settings import Settings
 
-State = Literal["missing", "waiting", "running", "interrupted", "complete", "stale", "damaged"]
+State = Literal["missing", "waiting", "running", "interrupted", "failed", "complete", "stale", "damaged"]
 FINGERPRINT = "fingerprint.json"
 WAITING = "waiting.json"
+FAILED = "failed.json"
 _LOCK = ".lock"
 _WITHOUT_EFFECT = without_effect(Settings)
 
@@ -40,34 +41,55 @@ def partial_folder(run_folder: Path, stage: Stage) -> Path:
     return run_folder / f"{stage.name}.partial"
 
 
-def inspect(settings: Settings, run_folder: Path) -> dict[str, StageState]:
-    """The state of every stage of the run, in the order of the chain."""
+def inspect(settings: Settings, run_folder: Path, unknown: Sequence[str] = ()) -> dict[str, StageState]:
+    """The state of every stage of the run, in the order of the chain.
+
+    ``unknown``: keys of the kept configuration that this version does not know; a stage that would read one is stale.
+    """
     running = running_stage(run_folder)
     states: dict[str, StageState] = {}
     for name in BY_NAME:
         if name in settings.run.stages:
-            states[name] = inspect_stage(BY_NAME[name], settings, run_folder, states, running)
+            states[name] = inspect_stage(BY_NAME[name], settings, run_folder, states, running, unknown)
     return states
 
 
 def inspect_stage(
-    stage: Stage, settings: Settings, run_folder: Path, upstream: Mapping[str, StageState], running: str | None
+    stage: Stage,
+    settings: Settings,
+    run_folder: Path,
+    upstream: Mapping[str, StageState],
+    running: str | None,
+    unknown: Sequence[str] = (),
 ) -> StageState:
     """The state of one stage, given the states of those before it."""
-    finished = _inspect_finished(stage, settings, run_folder / stage.name, upstream)
+    finished = _inspect_finished(stage, settings, run_folder / stage.name, upstream, unknown)
     partial = partial_folder(run_folder, stage)
     if finished.state == "complete":
         return finished
     if running == stage.name:
         return StageState(stage.name, "running")
     if (partial / WAITING).is_file():
-        return StageState(stage.name, "waiting", (json.loads((partial / WAITING).read_text())["what"],))
+        return StageState(stage.name, "waiting", (_noted(partial / WAITING),))
+    if (partial / FAILED).is_file():
+        return StageState(stage.name, "failed", (_noted(partial / FAILED),))
     if (partial / FINGERPRINT).is_file():
         return StageState(stage.name, "interrupted", ("it resumes when the run is started again",))
     return finished
 
 
-def _inspect_finished(stage: Stage, settings: Settings, folder: Path, upstream: Mapping[str, StageState]) -> StageState:
+def note(path: Path, what: str) -> None:
+    """Keep in an unfinished folder, in one line, why its stage has stopped."""
+    write_atomically(path, json.dumps({"what": what}))
+
+
+def _noted(path: Path) -> str:
+    return str(json.loads(path.read_text())["what"])
+
+
+def _inspect_finished(
+    stage: Stage, settings: Settings, folder: Path, upstream: Mapping[str, StageState], unknown: Sequence[str]
+) -> StageState:
     if not folder.exists():
         return StageState(stage.name, "missing")
     try:
@@ -77,13 +99,15 @@ def _inspect_finished(stage: Stage, settings: Settings, folder: Path, upstream: 
     damage = find_damage(artifact)
     if damage:
         return StageState(stage.name, "damaged", tuple(damage), artifact)
-    reasons = differences(artifact.manifest.settings, settings.relevant_to(stage))
+    reasons = [f"its manifest has the key {key}, which this version does not know" for key in artifact.unknown]
+    reasons += [_no_setting(key) for key in unknown if settings.reads(stage, key)]
+    reasons += differences(artifact.manifest.settings, settings.relevant_to(stage))
     for name in (*stage.needs, *stage.reads_if_there):
         reasons += _input_changed(name, artifact, upstream)
     for source in settings.data_sources(stage):
         if artifact.manifest.data.get(source) != source_digest(source):
             reasons.append(f"the data in {source} changed")
-    return StageState(stage.name, "stale" if reasons else "complete", tuple(reasons), artifact)
+    return StageState(stage.name, "stale" if reasons else "complete", tuple(dict.fromkeys(reasons)), artifact)
 
 
 def _input_changed(name: str, artifact: Artifact, upstream: Mapping[str, StageState]) -> list[str]:
@@ -92,7 +116,7 @@ def _input_changed(name: str, artifact: Artifact, upstream: Mapping[str, StageSt
         return [f"it was made with {name}, which this run leaves out"] if recorded else []
     now = upstream[name]
     if now.state != "complete" or now.artifact is None:
-        return [f"its input {name} is {now.state}"]
+        return [f"its input {name} {'has' if now.state == 'failed' else 'is'} {now.state}"]
     return [] if recorded == now.artifact.digest else [f"its input {name} was made anew"]
 
 
@@ -100,10 +124,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each setting whose value differs and can change a result, by dotted key."""
     absent = "(none)"
     return [
-        f"{key}: {before.get(key, absent)} → {now.get(key, absent)}"
+        f"{key}: {before.get(key, absent)} → {now.get(key, absent)}" if is_known(Settings, key) else _no_setting(key)
         for key in dict.fromkeys([*before, *now])
         if before.get(key, absent) != now.get(key, absent) and key not in _WITHOUT_EFFECT
     ]
+
+
+def _no_setting(key: str) -> str:
+    return f"{key} is no setting of this version"
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlhf_pipeline.artifacts import open_artifact
-from rlhf_pipeline.errors import IncompatibleArtifact, UsageError, WaitingForPeople
+from rlhf_pipeline.errors import ConfigError, DataError, IncompatibleArtifact, UsageError, WaitingForPeople
 from stages import collect, runner, sample, sft
 from stages.job import Job
-from stages.settings import Settings, load
+from stages.settings import Settings, load, load_kept
 from stages.states import StageState, inspect, locked, note_running, partial_folder
 
 IDENTITY = {
@@ -166,6 +167,130 @@ def test_an_interrupted_try_with_other_settings_is_not_resumed(run_of, monkeypat
     runner.run(run_of(sft__epochs=2), ["sft"])
     assert "sft.epochs: " in capsys.readouterr().out
     assert not (Path(settings.run.folder) / "sft" / "half.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DataError("3 of 10 rows cannot be used", where="rows.jsonl", advice="mend them"), "rows.jsonl: 3 of 10 rows"),
+        (KeyError("no such thing"), "KeyError: 'no such thing'"),
+        (RuntimeError("first\nsecond"), "RuntimeError: first"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_is_a_state_with_its_reason_and_is_resumed(run_of, monkeypatch, capsys, error, said) -> None:
+    settings = run_of()
+    folder = Path(settings.run.folder)
+
+    def fails(job: Job) -> dict[str, Any]:
+        (job.folder / "half.txt").write_text("half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "run", fails)
+        with pytest.raises(type(error)):
+            runner.run(settings)
+    assert states(settings) == {"sft": "failed", "sample": "missing", "collect": "missing"}
+    (reason,) = inspect(settings, folder)["sft"].reasons
+    assert reason.startswith(said)
+    assert "\n" not in reason
+    seen = []
+
+    def goes_on(job: Job) -> dict[str, Any]:
+        seen.extend([states(settings)["sft"], (job.folder / "half.txt").read_text()])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft, "run", goes_on)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(settings)
+    assert said in capsys.readouterr().out, "the next try says why"
+    assert seen == ["running", "half"]
+    assert states(settings)["sft"] == "interrupted", "what went wrong before is no longer the reason"
+    monkeypatch.setattr(sft, "run", writes_a_file)
+    runner.run(settings)
+    assert set(states(settings).values()) == {"complete"}
+    assert set(open_artifact(folder / "sft").manifest.files) == {"half.txt", "out.txt"}
+
+
+def test_what_depends_on_a_failed_stage_says_so(run_of, monkeypatch) -> None:
+    runner.run(run_of())
+
+    def fails(job: Job) -> dict[str, Any]:
+        raise DataError("nothing to learn")
+
+    monkeypatch.setattr(sft, "run", fails)
+    changed = run_of(sft__epochs=3)
+    with pytest.raises(DataError):
+        runner.run(changed)
+    assert states(changed) == {"sft": "failed", "sample": "stale", "collect": "stale"}
+    assert reasons(changed, "sample") == "its input sft has failed"
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_a_manifest_with_keys_of_another_version_is_stale_and_they_are_named(run_of) -> None:
+    settings = run_of()
+    runner.run(settings)
+    path = Path(settings.run.folder) / "sft" / "manifest.json"
+    edit_json(path, lambda manifest: manifest.update(colour="red"))
+    assert states(settings)["sft"] == "stale"
+    assert reasons(settings, "sft") == "its manifest has the key colour, which this version does not know"
+    edit_json(path, lambda manifest: (manifest.pop("colour"), manifest["settings"].update({"sft.speed": 9})))
+    assert states(settings)["sft"] == "stale"
+    assert reasons(settings, "sft") == "sft.speed is no setting of this version"
+    runner.run(settings)
+    assert set(states(settings).values()) == {"complete"}
+
+
+@pytest.mark.parametrize(
+    ("key", "stale"),
+    [
+        ("sft.speed", {"sft", "sample", "collect"}),
+        ("sft.lora.shape", {"sft", "sample", "collect"}),
+        ("sample.speed", {"sample", "collect"}),
+        ("model.speed", {"sft", "sample", "collect"}),
+        ("data.speed", {"sft", "sample", "collect"}),
+        ("run.speed", set()),
+        ("speed", set()),
+    ],
+)
+def test_a_kept_configuration_with_keys_of_another_version_can_be_looked_at(run_of, key: str, stale: set[str]) -> None:
+    settings = run_of()
+    runner.run(settings)
+    path = Path(settings.run.folder) / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    *parents, name = key.split(".")
+    section = values
+    for parent in parents:
+        section = section[parent]
+    section[name] = "fast"
+    path.write_text(yaml.safe_dump(values))
+    kept, unknown = load_kept(path.parent)
+    assert (kept, unknown) == (settings, [key])
+    shown = inspect(kept, path.parent, unknown)
+    assert {name for name, s in shown.items() if s.state == "stale"} == stale
+    first = next((s for s in shown.values() if s.state == "stale"), None)
+    assert first is None or first.reasons == (f"{key} is no setting of this version",)
+    with pytest.raises(ConfigError, match="unknown key"):
+        load(path.parent)
+
+
+def test_a_half_made_stage_of_another_version_is_started_over(run_of, monkeypatch, capsys) -> None:
+    def dies(job: Job) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    settings = run_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "run", dies)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(settings)
+    edit_json(Path(settings.run.folder) / "sft.partial" / "fingerprint.json", lambda f: f.update(colour="red"))
+    runner.run(settings, ["sft"])
+    assert "starting over" in capsys.readouterr().out
 
 
 def test_waiting_is_a_state_with_its_words(run_of, monkeypatch) -> None:
