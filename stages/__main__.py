@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +21,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
 
-from rlhf_pipeline.errors import PipelineError, UsageError
+from rlhf_pipeline import __version__
+from rlhf_pipeline.errors import PipelineError, UsageError, WaitingForPeople
 
 app = typer.Typer(
-    help="From a base model, prompts and people's judgements to an aligned chat model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +34,21 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key, e.g. -s sft.epochs=2.")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rlhf-pipeline {__version__} (Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def rlhf(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """From a base model, prompts and people's judgements to an aligned chat model."""
 
 
 @app.command()
@@ -48,8 +66,11 @@ def run(
 
     chosen = settings.load(config, overrides or [])
     _quiet_libraries()
-    runner.run(chosen, stages or [], again=again)
     run_folder = Path(chosen.run.folder)
+    try:
+        runner.run(chosen, stages or [], again=again)
+    except WaitingForPeople as waiting:
+        raise WaitingForPeople(waiting.what, details=_while_people_judge(run_folder)) from None
     page = reporting.build(chosen, run_folder)
     _say_what_next(run_folder, page)
 
@@ -60,16 +81,19 @@ def status(folder: RunFolder, as_json: Annotated[bool, typer.Option("--json", he
     from stages import settings
     from stages.states import inspect
 
-    states = inspect(settings.load(_run_folder(folder)), folder)
+    chosen, unknown = settings.load_kept(_run_folder(folder))
+    states = inspect(chosen, folder, unknown)
     if as_json:
         rows = {name: {"state": s.state, "reasons": list(s.reasons)} for name, s in states.items()}
-        print(json.dumps({"run": str(folder), "stages": rows}, indent=2))
+        print(json.dumps({"run": str(folder), "unknown_keys": unknown, "stages": rows}, indent=2))
         return
     for name, s in states.items():
         made = f"{s.artifact.manifest.seconds:.0f} s, {s.artifact.digest[:12]}" if s.artifact else ""
         print(f"{name:10} {s.state:12} {made}")
         for reason in s.reasons[:5]:
             print(f"{'':10} {reason}")
+    for line in _next_steps(folder, {s.state for s in states.values()}, unknown):
+        print(line)
 
 
 @app.command()
@@ -147,9 +171,46 @@ def _run_folder(folder: Path) -> Path:
 def _say_what_next(run_folder: Path, page: Path) -> None:
     print(f"\nreport:         {page}")
     if (run_folder / "sample").is_dir():
-        print(f"judge by hand:  rlhf annotate {run_folder}")
+        print(f"judge by hand:  {_command('annotate', run_folder)}")
     if (run_folder / "sft").is_dir():
-        print(f"talk to it:     rlhf chat {run_folder}")
+        print(f"talk to it:     {_command('chat', run_folder)}")
+
+
+def _next_steps(folder: Path, states: set[str], unknown: list[str]) -> list[str]:
+    """What to type after ``rlhf status``, as lines."""
+    if unknown:
+        return [
+            f"\nthis version does not know {', '.join(unknown)}",
+            f"  → take that out of {folder / 'config.yaml'} (or of your own file), then: {_command('run', folder)}",
+        ]
+    if "running" in states:
+        return ["\na process is at work in this folder"]
+    if "waiting" in states:
+        return ["\nnext, as people are needed:", *(f"  {line}" for line in _while_people_judge(folder))]
+    if "failed" in states:
+        return [f"\nnext: mend what failed, then: {_command('run', folder)}    goes on from what was kept"]
+    if states == {"complete"}:
+        return [f"\neverything is complete; look at {folder / 'report.html'}, or: {_command('chat', folder)}"]
+    return [f"\nnext: {_command('run', folder)}    does what is not complete, and nothing else"]
+
+
+def _while_people_judge(folder: Path) -> list[str]:
+    steps = (
+        (_command("annotate", folder), "serves the page to judge on and prints its address; Ctrl+C ends it"),
+        (_command("run", folder), "counts again, and goes on once enough is judged"),
+    )
+    width = max(len(command) for command, _ in steps)
+    return [f"{number}. {command:{width}}    {text}" for number, (command, text) in enumerate(steps, start=1)]
+
+
+def _command(name: str, folder: Path) -> str:
+    """A command as it has to be typed here: under the name by which this program was called."""
+    called = sys.argv[0]
+    if Path(called).name == "__main__.py":
+        called = "python -m stages"
+    elif called == shutil.which("rlhf"):
+        called = "rlhf"
+    return f"{called} {name} {shlex.quote(str(folder))}"
 
 
 def _quiet_libraries() -> None:

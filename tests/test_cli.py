@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import rlhf_pipeline
 from rlhf_pipeline.config import describe
+from rlhf_pipeline.errors import WaitingForPeople
 from stages.__main__ import app
 from stages.settings import Settings
 from tests.command_line import ROOT, program, rlhf, write_config
@@ -53,6 +57,11 @@ def test_looking_at_a_run_loads_nothing_heavy(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     out = loads_nothing_heavy(["help-config"], ["status", run], ["status", run, "--json"])
     assert "sft        missing" in out
+
+
+def test_the_version() -> None:
+    out = loads_nothing_heavy(["--version"])
+    assert out == f"rlhf-pipeline {rlhf_pipeline.__version__} (Python {platform.python_version()})\n"
 
 
 def test_every_command_says_what_it_does() -> None:
@@ -173,3 +182,64 @@ def test_status_for_programs(tmp_path: Path) -> None:
     shown = json.loads(rlhf("status", tmp_path / "run", "--json").out)
     assert shown["run"] == str(tmp_path / "run")
     assert shown["stages"]["ppo"] == {"state": "missing", "reasons": []}
+    assert shown["unknown_keys"] == []
+
+
+def kept_run(folder: Path) -> Path:
+    """A run folder in which nothing has been run; its name needs quotes in a shell."""
+    run = folder / "my run"
+    run.mkdir()
+    shutil.copy(write_config(folder, run="my run"), run / "config.yaml")
+    return run
+
+
+def test_status_of_a_run_of_another_version_names_what_it_does_not_know(tmp_path: Path) -> None:
+    run = kept_run(tmp_path)
+    kept = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(kept.replace("model:\n", "model:\n  speed: 9\n"))
+    shown = rlhf("status", run)
+    assert (shown.code, shown.err) == (0, "")
+    assert "does not know model.speed" in shown.out
+    assert f"take that out of {run / 'config.yaml'}" in shown.out
+    assert json.loads(rlhf("status", run, "--json").out)["unknown_keys"] == ["model.speed"]
+    refused = rlhf("run", run)
+    assert refused.code == 2
+    assert "unknown key model.speed" in refused.err
+
+
+def test_status_and_run_say_what_to_type_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages import runner, states
+
+    run = kept_run(tmp_path)
+    assert f"next: rlhf run '{run}' " in rlhf("status", run).out
+    (run / "collect.partial").mkdir()
+    note = run / "collect.partial" / states.FAILED
+    states.note(note, "the disk is full")
+    failed = rlhf("status", run).out
+    assert re.search(r"^collect +failed +\n +the disk is full$", failed, re.MULTILINE)
+    assert f"next: mend what failed, then: rlhf run '{run}' " in failed
+    note.unlink()
+    states.note(run / "collect.partial" / states.WAITING, "5 of 5 judgements are still needed")
+    waiting = rlhf("status", run).out
+
+    def waits(*_: object, **__: object) -> None:
+        raise WaitingForPeople("5 of 5 judgements are still needed")
+
+    monkeypatch.setattr(runner, "run", waits)
+    asked = rlhf("run", run)
+    assert asked.code == 3
+    assert asked.err.startswith("5 of 5 judgements are still needed\n")
+    for said in (waiting, asked.err):
+        assert re.search(rf"^ +1\. rlhf annotate '{run}'  +serves the page", said, re.MULTILINE)
+        assert re.search(rf"^ +2\. rlhf run '{run}'  +counts again", said, re.MULTILINE)
+
+
+def test_the_next_command_is_called_as_this_program_was(tmp_path: Path) -> None:
+    run = kept_run(tmp_path)
+    assert f"next: python -m stages run '{run}'" in program("status", run).out
+    script = Path(sys.executable).parent / "rlhf"
+    for path, called in ((os.environ["PATH"] + os.pathsep + str(script.parent), "rlhf"), ("/usr/bin", str(script))):
+        shown = subprocess.run(
+            [script, "status", run], capture_output=True, text=True, env={**os.environ, "PATH": path}
+        )
+        assert f"next: {called} run '{run}'" in shown.stdout
