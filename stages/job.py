@@ -36,6 +36,10 @@ class Job:
         """One line for the person at the terminal."""
         say(f"  {text}")
 
+    def report_on(self, what: str) -> Path:
+        """The file for the readers of data, with every row that cannot be used; it is made where there is one."""
+        return self.folder / f"unusable_{what}.txt"
+
     def track(self, description: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         """A progress bar; the value of the context advances it by so many."""
         return track(description, total)

@@ -42,7 +42,7 @@ def load_pairs(job: Job, chat: ChatTokenizer, *, limit: int, min_probability: fl
             advice="collect more judgements, or lower min_probability",
         )
     encoded = encode_pairs(chat, decided, limit=limit)
-    split = split_rule(job.settings)
+    split = split_rule(job)
     train: list[EncodedPair] = []
     held_out: list[EncodedPair] = []
     for place, row in zip(encoded.kept, encoded.rows, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ from stages.job import Job
 
 if TYPE_CHECKING:
     from rlhf_pipeline.records import Prompt
-    from stages.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ def load_prompts(job: Job) -> RunPrompts:
         ConfigError: the run has no data with prompts.
         DataError: unusable rows, or nothing on one of the sides.
     """
-    prompts = _read(job.settings, job)
+    prompts = _read(job, job.say)
     split = make_split(job.settings.data.held_out, seed=job.settings.run.seed, prompts=prompts)
     train, held_out = split.divide(prompts)
     return RunPrompts(train, held_out)
 
 
-def split_rule(settings: Settings) -> Split:
+def split_rule(job: Job) -> Split:
     """The run's split, for demonstrations and preferences too.
 
     A fraction needs no data; a number counts the run's prompts, and the same dialogues are then held out everywhere.
     """
-    counted = settings.data.held_out >= 1
-    prompts = _read(settings) if counted else []
-    return make_split(settings.data.held_out, seed=settings.run.seed, prompts=prompts)
+    held_out = job.settings.data.held_out
+    return make_split(held_out, seed=job.settings.run.seed, prompts=_read(job) if held_out >= 1 else [])
 
 
-def _read(settings: Settings, job: Job | None = None) -> list[Prompt]:
-    source = settings.data.prompt_source()
+def _read(job: Job, say: Callable[[str], None] | None = None) -> list[Prompt]:
+    data = job.settings.data
+    source = data.prompt_source()
     if source is None:
         raise ConfigError("there is no data with prompts", where="data", advice="set data.prompts, e.g. {path: pocket}")
-    loaded = read_prompts(source, system=settings.data.system, seed=settings.run.seed)
-    if job is not None:
-        job.say(loaded.summary())
+    loaded = read_prompts(source, system=data.system, seed=job.settings.run.seed, report=job.report_on("prompts"))
+    if say is not None:
+        say(loaded.summary())
     return loaded.records

@@ -107,12 +107,13 @@ def _load_rows(
             where="data",
             advice="set data.demonstrations, e.g. {path: pocket} or {path: my.jsonl}",
         )
-    loaded = read_demonstrations(source, system=data.system, seed=job.seed)
+    report = job.report_on("demonstrations")
+    loaded = read_demonstrations(source, system=data.system, seed=job.seed, report=report)
     job.say(loaded.summary())
     cut = config.overlong == "cut"
     encoded = encode_demonstrations(chat, loaded.records, limit=limit, cut=cut)
     job.say(encoded.account("demonstrations", limit, cut=cut))
-    split = split_rule(job.settings)
+    split = split_rule(job)
     train: list[EncodedDemonstration] = []
     held_out: list[EncodedDemonstration] = []
     for place, row in zip(encoded.kept, encoded.rows, strict=True):

@@ -39,6 +39,8 @@ class Loaded(Generic[T]):
     """Rows without a record, by reason."""
     duplicates: int
     """Records equal to an earlier one: kept for demonstrations and preferences, merged for prompts."""
+    report: Path | None = None
+    """The file that names every unusable row; null when there is none, or no file was wanted."""
 
     def summary(self) -> str:
         """One line for the terminal."""
@@ -46,6 +48,8 @@ class Loaded(Generic[T]):
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
             parts.append(f"left out {sum(self.dropped.values()):,}: {reasons}")
+        if self.report:
+            parts.append(f"{self.report.name} in this stage's folder names each unusable row")
         if self.duplicates:
             parts.append(f"{self.duplicates:,} repeats {'merged' if self.what == 'prompts' else 'kept'}")
         return "; ".join(parts)
@@ -178,17 +182,24 @@ def _read(
         _report(source, bad, total, report)
         left_out.update(problem.reason for _, problem in bad)
     if not records or known is None:
+        named = f"each row is named in {report}" if bad and report else "with on_bad_rows: error each row is named"
         raise DataError(
             f"none of the {total} rows could be used",
             where=source.path,
             details=[f"{count} {reason}" for reason, count in left_out.most_common()],
-            advice="with on_bad_rows: error each row is named; name your columns with columns: where they differ",
+            advice=f"{named}; name your columns with columns: where they differ",
         )
-    return _loaded(what, source, known.name, records, total, left_out)
+    return _loaded(what, source, known.name, records, total, left_out, report if bad else None)
 
 
 def _loaded(
-    what: str, source: SourceConfig, format: str, records: list[T], rows: int, dropped: Counter[str]
+    what: str,
+    source: SourceConfig,
+    format: str,
+    records: list[T],
+    rows: int,
+    dropped: Counter[str],
+    report: Path | None = None,
 ) -> Loaded[T]:
     distinct: dict[Hashable, T] = {}
     for record in records:
@@ -196,7 +207,7 @@ def _loaded(
     duplicates = len(records) - len(distinct)
     if what == "prompts":
         records = list(distinct.values())
-    return Loaded(records, what, source.path, format, rows, dict(dropped.most_common()), duplicates)
+    return Loaded(records, what, source.path, format, rows, dict(dropped.most_common()), duplicates, report)
 
 
 def _key(record: Prompt | Demonstration | Preference) -> Hashable:

@@ -50,7 +50,7 @@ def test_every_prompt_has_k_responses(whole, tmp_path: Path) -> None:
 def test_held_out_prompts_are_among_them_and_known_as_such(whole, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_bytes(whole[0])
     rows = [ResponseSet.from_json(row) for row in read_jsonl(tmp_path / "r.jsonl")]
-    split = split_rule(job(tmp_path / "x").settings)
+    split = split_rule(job(tmp_path / "x"))
     assert [split.is_held_out(row.prompt) for row in rows] == [False] * 70 + [True] * 5
 
 
@@ -83,14 +83,13 @@ def test_a_held_out_number_is_the_same_rule_for_every_data_set(tmp_path: Path) -
     one = job(tmp_path / "p")
     both = load_prompts(one)
     assert (len(both.train), len(both.held_out)) == (100, 20)
-    rule = split_rule(one.settings)
+    rule = split_rule(one)
     assert all(rule.is_held_out(prompt) for prompt in both.held_out)
     assert not any(rule.is_held_out(prompt) for prompt in both.train)
 
 
-def test_a_fraction_needs_no_data() -> None:
-    settings = SimpleNamespace(data=DataConfig(held_out=0.25), run=SimpleNamespace(seed=1))
-    assert split_rule(settings) == make_split(0.25, seed=1)
+def test_a_fraction_needs_no_data(tmp_path: Path) -> None:
+    assert split_rule(job(tmp_path / "p", data=DataConfig(held_out=0.25))) == make_split(0.25, seed=3)
 
 
 def test_progress_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

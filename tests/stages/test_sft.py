@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_pipeline import models
 from rlhf_pipeline.config import LoraSection
-from rlhf_pipeline.data import DataConfig
+from rlhf_pipeline.data import DataConfig, SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, TrainingError
 from rlhf_pipeline.records import Demonstration
 from stages import sft
@@ -45,6 +45,32 @@ def test_every_family_learns(tmp_path, data, family):
     assert {p.name for p in (made.folder / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     changed = [name for name, p in policy.named_parameters() if "lora_B" in name and p.abs().max() > 0]
     assert changed
+
+
+def test_unusable_rows_are_named_in_the_folder_of_the_stage(tmp_path, data):
+    model = tiny_models.make("llama", tmp_path / "base")
+    path = Path(data.demonstrations.path)
+    path.write_text(path.read_text() + "{broken\n" * 2)
+    source = data.demonstrations.model_copy(update={"on_bad_rows": "drop"})
+    made = job(sft.Config(**FAST), model, tmp_path / "sft", data=DataConfig(demonstrations=source, held_out=0.25))
+    sft.run(made)
+    assert any(
+        "unusable_demonstrations.txt in this stage's folder names each unusable row" in line for line in made.said
+    )
+    named = (made.folder / "unusable_demonstrations.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in named] == [f"{path}:25", f"{path}:26"]
+
+
+def test_unusable_prompts_that_only_the_split_reads_are_named_too(tmp_path, data):
+    model = tiny_models.make("llama", tmp_path / "base")
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("{broken\n" * 30)
+    counted = data.model_copy(update={"prompts": SourceConfig(path=str(path)), "held_out": 4})
+    made = job(sft.Config(**FAST), model, tmp_path / "sft", data=counted)
+    report = made.folder / "unusable_prompts.txt"
+    with pytest.raises(DataError, match=f"and 10 more, all in {report}"):
+        sft.run(made)
+    assert len(report.read_text().splitlines()) == 30
 
 
 def test_loss_is_on_responses_only():

@@ -185,6 +185,17 @@ def test_broken_lines_and_broken_rules_are_reported_together(tmp_path: Path) -> 
     loaded = read_preferences(SourceConfig(path=str(path), on_bad_rows="drop"), report=tmp_path / "bad.txt")
     assert loaded.dropped == {"broken JSON": 1, "empty response": 1, "not UTF-8": 1}
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == 3
+    assert loaded.summary().endswith("; bad.txt in this stage's folder names each unusable row")
+
+
+def test_a_report_is_spoken_of_only_where_there_is_one(tmp_path: Path) -> None:
+    loaded = read_preferences(source(tmp_path, [PAIR]), report=tmp_path / "bad.txt")
+    assert (loaded.report, "bad.txt" in loaded.summary()) == (None, False)
+    assert not (tmp_path / "bad.txt").exists()
+    (tmp_path / "none.jsonl").write_text("{broken")
+    nothing = SourceConfig(path=str(tmp_path / "none.jsonl"), on_bad_rows="drop")
+    with pytest.raises(DataError, match=r"each row is named in \S+/bad\.txt"):
+        read_preferences(nothing, report=tmp_path / "bad.txt")
 
 
 @pytest.mark.parametrize(
