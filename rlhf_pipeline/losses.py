@@ -107,20 +107,19 @@ def ppo_value_loss(
 
 
 def bradley_terry_loss(
-    chosen: Tensor, rejected: Tensor, probability: Tensor | float = 1.0, margin: Tensor | float = 0.0
+    chosen: Tensor, rejected: Tensor, *, margin: Tensor | float = 0.0, centering: float = 0.0
 ) -> Tensor:
     """Negative log-likelihood of each comparison, ``(pairs,)`` (Bradley and Terry 1952; InstructGPT, arXiv:2203.02155,
-    equation 1).
+    equation 1). Written down for the tests: reward models are trained by TRL, whose loss they hold to it.
 
-    ``-p log σ(d) - (1-p) log σ(-d)`` with ``d = chosen - rejected - margin``.
+    ``-log σ(chosen - rejected - margin) + centering (chosen + rejected)²``.
 
     Args:
         chosen, rejected: scores, ``(pairs,)``.
-        probability: that ``chosen`` is the better one; 0.5 is a tie.
         margin: by how much ``chosen`` should lead (Llama 2, arXiv:2307.09288, equation 2).
+        centering: keeps scores around zero (Eisenstein et al. 2023, arXiv:2312.09244, equation 2).
     """
-    difference = chosen - rejected - margin
-    return -(probability * F.logsigmoid(difference) + (1 - probability) * F.logsigmoid(-difference))
+    return -F.logsigmoid(chosen - rejected - margin) + centering * (chosen + rejected).square()
 
 
 def dpo_loss(
@@ -131,7 +130,8 @@ def dpo_loss(
     *,
     beta: float,
 ) -> Tensor:
-    """DPO's loss of each pair, ``(pairs,)`` (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
+    """DPO's loss of each pair, ``(pairs,)`` (Rafailov et al. 2023, arXiv:2305.18290, equation 7). Written down for the
+    tests: policies are trained by TRL, whose loss they hold to it.
 
     ``-log σ(β [(log π(chosen) - log π_ref(chosen)) - (log π(rejected) - log π_ref(rejected))])``; each argument is the
     sum of a response's token log-probabilities, ``(pairs,)``.

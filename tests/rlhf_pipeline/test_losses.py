@@ -124,13 +124,19 @@ def test_bradley_terry() -> None:
     scores, others = torch.tensor([2.0, 0.0]), torch.tensor([0.5, 0.0])
     expected = [math.log(1 + math.exp(-1.5)), math.log(2)]
     assert bradley_terry_loss(scores, others).tolist() == pytest.approx(expected)
-    assert torch.equal(bradley_terry_loss(scores, others, 0.7), bradley_terry_loss(others, scores, 1 - 0.7))
-    assert torch.allclose(bradley_terry_loss(scores + 5, others + 5, 0.7), bradley_terry_loss(scores, others, 0.7))
-    assert torch.allclose(bradley_terry_loss(scores, others, margin=1.5), torch.tensor([2.0, 1 + math.exp(1.5)]).log()
-                          .clamp(min=math.log(2)), atol=1e-6)  # fmt: skip
-    tie = torch.zeros(1, requires_grad=True)
-    bradley_terry_loss(tie, torch.zeros(1), 0.5).backward()
-    assert tie.grad.item() == 0
+    assert torch.allclose(bradley_terry_loss(scores + 5, others + 5), bradley_terry_loss(scores, others))
+    centred = bradley_terry_loss(scores, others, centering=0.1) - bradley_terry_loss(scores, others)
+    assert centred.tolist() == pytest.approx([0.1 * 2.5**2, 0])
+
+
+def test_a_margin_asks_for_a_lead() -> None:
+    """Who leads by exactly the margin is as if even; asking for more costs more, asking for less costs less."""
+    scores, others = torch.tensor([2.0, 0.0]), torch.tensor([0.5, 0.0])
+    asked = bradley_terry_loss(scores, others, margin=torch.tensor([1.5, 1.0]))
+    assert asked.tolist() == pytest.approx([math.log(2), math.log(1 + math.e)])
+    without, less = bradley_terry_loss(scores, others), bradley_terry_loss(scores, others, margin=-1.0)
+    assert (asked > without).all()
+    assert (less < without).all()
 
 
 def test_bradley_terry_finds_the_maximum_likelihood_scores() -> None:

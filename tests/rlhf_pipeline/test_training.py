@@ -6,14 +6,19 @@ import json
 import random
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.reward_config import RewardConfig
 from trl.trainer.sft_config import SFTConfig
 
 from rlhf_pipeline import models, training
-from rlhf_pipeline.config import TrainingSection
+from rlhf_pipeline.config import LoraSection, TrainingSection
 from rlhf_pipeline.errors import ConfigError
+from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
+from rlhf_pipeline.losses import bradley_terry_loss, dpo_loss
 from rlhf_pipeline.model_source import load_config
 from rlhf_pipeline.tokenization import load_tokenizer
 from rlhf_pipeline.trainer_checkpoints import newest_checkpoint, read_complete, seal
@@ -125,11 +130,11 @@ def test_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path, lambda _: None) is None
 
 
-def arguments(tmp_path: Path, **changes: object) -> SFTConfig:
+def arguments(tmp_path: Path, kind: type = SFTConfig, **changes: object) -> Any:
     steps = training.plan(section(), LENGTHS, seed=0, world=1)
     options = {"folder": tmp_path, "seed": 3, "device": "cpu", **changes}
     with training.quiet():
-        return training.arguments(SFTConfig, section(), steps, **options)
+        return training.arguments(kind, section(), steps, **options)
 
 
 def test_arguments_on_a_cpu(tmp_path):
@@ -173,6 +178,55 @@ def test_packed_rows_do_not_see_each_other(tmp_path, family):
             )
         losses.append(training.evaluation_loss(trainer, data))
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+PAIRS = [  # prompt, chosen, rejected
+    ([10, 11, 12], [20, 21], [30]), ([13], [22], [31, 32, 33]), ([14, 15], [23, 24, 25], [34, 35]), ([16], [26], [36]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("margins", [None, [0.7, -0.4, 0.0, 2.0]])
+@pytest.mark.parametrize("centering", [0.0, 0.2])
+def test_the_trainer_of_reward_models_minimises_bradley_terry(tmp_path, centering, margins):
+    model = tiny_models.make("llama", tmp_path / "llama")
+    classifier = models.load_classifier(model, device="cpu")
+    torch.nn.init.normal_(classifier.score.weight, generator=torch.Generator().manual_seed(0))
+    sides = [prompt + chosen for prompt, chosen, _ in PAIRS], [prompt + rejected for prompt, _, rejected in PAIRS]
+    columns = {"chosen_ids": sides[0], "rejected_ids": sides[1]} | ({"margin": margins} if margins else {})
+    with training.quiet():
+        trainer = training.RewardModelTrainer(
+            model=classifier,
+            args=arguments(tmp_path, kind=RewardConfig, max_length=None, center_rewards_coefficient=centering or None),
+            train_dataset=training.dataset(columns),
+            processing_class=training.processing_class(load_tokenizer(model)),
+        )
+        theirs = training.evaluation_loss(trainer, columns)
+    chosen, rejected = (torch.tensor(models.RewardModel(classifier).score(rows)) for rows in sides)
+    assert (chosen - rejected).abs().min() > 1e-2
+    ours = bradley_terry_loss(chosen, rejected, margin=torch.tensor(margins or 0.0), centering=centering).mean()
+    assert theirs == pytest.approx(ours.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_the_trainer_of_dpo_minimises_its_formula(tmp_path, beta):
+    model = tiny_models.make("llama", tmp_path / "llama")
+    policy = models.add_adapter(models.load_causal_lm(model, device="cpu"), LoraSection(rank=2), task="CAUSAL_LM")
+    prompts, *sides = (list(side) for side in zip(*PAIRS, strict=True))
+    reference = [[-3.0, -9.0, -11.0, -4.0], [-5.0, -8.0, -2.0, -4.5]]
+    columns = {"prompt_ids": prompts, "chosen_ids": sides[0], "rejected_ids": sides[1]}
+    columns |= dict(zip(("ref_chosen_logps", "ref_rejected_logps"), reference, strict=True))
+    with training.quiet():
+        trainer = training.DpoTrainer(
+            model=policy,
+            args=arguments(tmp_path, kind=DPOConfig, max_length=None, beta=beta),
+            train_dataset=training.dataset(columns),
+            processing_class=training.processing_class(load_tokenizer(model)),
+        )
+        theirs = training.evaluation_loss(trainer, columns)
+    with torch.no_grad():
+        spoken = [response_logprobs(policy, pad_sequences(prompts, side, pad_id=0)).sum(-1) for side in sides]
+    ours = dpo_loss(*spoken, *(torch.tensor(side) for side in reference), beta=beta).mean()
+    assert theirs == pytest.approx(ours.item(), rel=1e-5)
 
 
 def test_context_of_the_model_is_the_limit(tmp_path):
