@@ -125,6 +125,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         need = base + memory.adapters_bytes(shape, rank=rank, trained=2, frozen=2)
         checkpointing = settings.ppo.gradient_checkpointing
         need += memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=checkpointing)
+        need += base if settings.reward.lora is None else 0  # the reward model is a model of its own
         yield _fits("ppo", need, available)
 
 

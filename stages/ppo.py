@@ -1,8 +1,9 @@
 """Align the policy by PPO: it starts as the SFT policy and learns what the reward model scores highly.
 
 Reads the SFT policy, the reward model and the training prompts; writes ``adapter/`` (the policy) and ``metrics.jsonl``
-(a line per iteration). One frozen base serves the four roles policy, reference, reward and value. Interrupted, it goes
-on from its last checkpoint with the very numbers of an uninterrupted run.
+(a line per iteration). One frozen base serves the four roles policy, reference, reward and value; only a reward model
+without LoRA is a model beside it. Interrupted, it goes on from its last checkpoint with the very numbers of an
+uninterrupted run.
 
     rlhf run CONFIG ppo
 """
@@ -351,6 +352,7 @@ def _roles(job: Job, chat: ChatTokenizer) -> tuple[Roles, Scorer]:
         roles.add("value", lora=config.lora, trainable=True)
         roles.set_head("value", torch.zeros(1, roles.base.config.get_text_config().hidden_size))
         reward_model = models.load_reward_model(job.settings.model, reward, device=job.device)
+        job.say("the reward model has all weights of its own: it is held in memory beside the base")
     if config.gradient_checkpointing:
         roles.recompute_layers()
 

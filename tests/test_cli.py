@@ -124,6 +124,21 @@ def test_exit_codes_of_the_doctor(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "the doctor only looks"
 
 
+def test_the_doctor_counts_a_full_reward_model_beside_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_pipeline.memory import base_bytes
+    from stages import doctor, settings
+
+    needs: dict[str, float] = {}
+    monkeypatch.setattr(doctor, "_fits", lambda name, need, _: needs.setdefault(name, need) and ("ok", name))
+    found = {}
+    for lora in ("{rank: 16}", "null"):
+        needs.clear()
+        assert rlhf("doctor", write_config(tmp_path), "--set", f"reward.lora={lora}").code == 0
+        found[lora] = needs["ppo"]
+    base = base_bytes(doctor._shape(settings.load(write_config(tmp_path))), width=4, four_bit=False)
+    assert found["null"] - found["{rank: 16}"] == pytest.approx(base)
+
+
 def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stages import runner
 

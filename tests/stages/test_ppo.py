@@ -129,6 +129,34 @@ def test_full_fine_tuning_before_it(full_sft: bool, full_reward: bool, tmp_path:
     assert rank == (3 if full_sft else 4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_full_reward_model_scores_as_it_was_trained(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is loaded beside the base that the policy changes, and what it says is what is learnt from."""
+    from rlhf_pipeline import rollout as rollouts
+
+    model = make_inputs(tmp_path, full_reward=True).model_copy(update={"dtype": dtype})
+    sampled: list[rollouts.Rollout] = []
+
+    def sample(*arguments: Any, **options: Any) -> rollouts.Rollout:
+        sampled.append(rollout := original(*arguments, **options))
+        return rollout
+
+    original = rollouts.sample
+    monkeypatch.setattr(rollouts, "sample", sample)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "reward" / "model").iterdir()}
+    ppo.run(make_job(tmp_path, model))
+    assert "it is held in memory beside the base" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "reward" / "model").iterdir()} == before
+
+    judge = models.load_reward_model(model, tmp_path / "reward", device="cpu")
+    rows = read_metrics(tmp_path / "ppo" / "metrics.jsonl")
+    for rollout, row in zip(sampled[1:], rows, strict=True):  # the first one settles the scale
+        scores = judge.score([[*p, *r] for p, r in zip(rollout.prompts, rollout.responses, strict=True)])
+        assert row["objective/scores"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+
+
 def test_bfloat16(tmp_path: Path) -> None:
     model = make_inputs(tmp_path).model_copy(update={"dtype": "bfloat16"})
     ppo.run(make_job(tmp_path, model, iterations=2))
