@@ -6,16 +6,19 @@ item twice, or only one category was ever used) the estimate says why instead of
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from itertools import combinations
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Ratings = Mapping[Hashable, Mapping[Hashable, Any]]
-"""item → rater → label; labels of levels above nominal are numbers."""
+Rater = TypeVar("Rater", bound=Hashable)
+Ratings = Mapping[Any, Mapping[Any, Any]]
+"""item → rater → label, all hashable; labels of levels above nominal are numbers."""
 Level = Literal["nominal", "ordinal", "interval"]
 
 RESAMPLES = 1000
@@ -49,7 +52,7 @@ def krippendorff_alpha(
     ratings: Ratings,
     level: Level = "nominal",
     *,
-    groups: Mapping[Hashable, Hashable] | None = None,
+    groups: Mapping[Any, Hashable] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
@@ -79,7 +82,7 @@ def krippendorff_alpha(
 def fleiss_kappa(
     ratings: Ratings,
     *,
-    groups: Mapping[Hashable, Hashable] | None = None,
+    groups: Mapping[Any, Hashable] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
@@ -96,7 +99,7 @@ def fleiss_kappa(
 def raw_agreement(
     ratings: Ratings,
     *,
-    groups: Mapping[Hashable, Hashable] | None = None,
+    groups: Mapping[Any, Hashable] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
@@ -138,16 +141,20 @@ def cohen_kappa(
     return _bootstrap(kappa, _alike(table.ravel(), seed, resamples), len(pairs))
 
 
-def cohen_kappas(ratings: Ratings, *, at_least: int = 2, seed: int = 0) -> dict[tuple[Hashable, Hashable], Estimate]:
-    """Cohen's kappa of every two raters who rated at least so many items in common, by (rater, rater)."""
-    shared: dict[tuple[Hashable, Hashable], list[tuple[Any, Any]]] = {}
-    order = {rater: i for i, rater in enumerate(ordered({rater for given in ratings.values() for rater in given}))}
+def cohen_kappas(
+    ratings: Mapping[Any, Mapping[Rater, Any]], *, at_least: int = 2, most: int | None = None, seed: int = 0
+) -> dict[tuple[Rater, Rater], Estimate]:
+    """Cohen's kappa of every two raters who rated at least so many items in common, most in common first.
+
+    With ``most``, of that many pairs of raters at most.
+    """
+    shared: dict[tuple[Rater, Rater], list[tuple[Any, Any]]] = defaultdict(list)
     for given in ratings.values():
-        raters = sorted(given, key=order.__getitem__)
-        for i, a in enumerate(raters):
-            for b in raters[i + 1 :]:
-                shared.setdefault((a, b), []).append((given[a], given[b]))
-    return {pair: cohen_kappa(labels, seed=seed) for pair, labels in shared.items() if len(labels) >= at_least}
+        for a, b in combinations(ordered(set(given)), 2):
+            shared[a, b].append((given[a], given[b]))
+    enough = [pair for pair, labels in shared.items() if len(labels) >= at_least]
+    enough.sort(key=lambda pair: -len(shared[pair]))
+    return {pair: cohen_kappa(shared[pair], seed=seed) for pair in enough[:most]}
 
 
 def ordered(labels: set[Any]) -> list[Any]:
@@ -161,7 +168,7 @@ def ordered(labels: set[Any]) -> list[Any]:
 def _estimate(
     measure: Callable[[Floats, Sequence[Any], Floats], float | None],
     ratings: Ratings,
-    groups: Mapping[Hashable, Hashable] | None,
+    groups: Mapping[Any, Hashable] | None,
     seed: int,
     resamples: int,
 ) -> Estimate:

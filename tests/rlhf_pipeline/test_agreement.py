@@ -248,6 +248,7 @@ def test_kappas_of_every_two_raters() -> None:
     assert set(found) == {(0, 1)}, "the third shares one item with each"
     assert found[(0, 1)].value == pytest.approx(0)
     assert set(cohen_kappas(ratings, at_least=1)) == {(0, 1), (0, 2), (1, 2)}
+    assert set(cohen_kappas(ratings, at_least=1, most=1)) == {(0, 1)}, "those who share most"
 
 
 def test_labels_of_several_kinds_can_stand_beside_each_other() -> None:
