@@ -202,6 +202,7 @@ def _sampled(job: Job) -> Artifact:
 def _open_round(store: JudgementStore, settings: Settings, sampled: Artifact, judges: str) -> int:
     """The round over these responses, with its tasks and guidelines as the configuration has them now."""
     from rlhf_pipeline.records import ResponseSet, read_jsonl
+    from rlhf_pipeline.store.records import Form
 
     config = settings.collect
     sets = [ResponseSet.from_json(row) for row in read_jsonl(sampled.folder / "responses.jsonl")]
@@ -220,6 +221,7 @@ def _open_round(store: JudgementStore, settings: Settings, sampled: Artifact, ju
         seed=settings.run.seed,
         source_digest=_digest([source, settings.run.seed]) if judges == "simulated" else source,
         lease_seconds=config.lease_minutes * 60,
+        form=Form(all_bad=judges == "simulated"),
     )
     store.add_tasks(round_id, tasks)
     store.retire_tasks(round_id, {task.digest for task in tasks})

@@ -8,23 +8,59 @@ Reads and writes one database (SQLite file or PostgreSQL URL); the tables are in
   :meth:`JudgementStore.submit` has returned, the judgement is on the disk. The same ``client_token`` is recognised.
 - A second answer to the same assignment is a revision, taking an answer back is a row of its own: each names the row it
   supersedes. Choices are kept against response ids; what was shown on which side is kept beside them.
+- A round has a form (what is asked) and terms (in which order tasks go out, how many of them come back or have a known
+  answer). Answers are held against the form under which the task was given.
 """
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
 
-from rlhf_pipeline.store.answers import APP_VERSION, held_assignments, insert_answers, known_tokens, standing_judgement
+from rlhf_pipeline.errors import AnswerRefused, StoreError
+from rlhf_pipeline.store import rounds
+from rlhf_pipeline.store.adjudication import adjudicate
+from rlhf_pipeline.store.answers import (
+    check_editable,
+    feedback_on,
+    held_assignments,
+    insert_answers,
+    is_editable,
+    known_tokens,
+    standing_judgement,
+    take_back,
+)
+from rlhf_pipeline.store.audit import differences, events_of, log_event
+from rlhf_pipeline.store.draw import lease
 from rlhf_pipeline.store.engine import Database, now_ms
 from rlhf_pipeline.store.people import People
-from rlhf_pipeline.store.records import Answer, Assignment, JudgementRow, NewTask, Progress, Round, Submitted, TaskRow
-from rlhf_pipeline.store.reports import assignments_by_id, judgements_of, progress_of, tasks_of
-from rlhf_pipeline.store.tables import assignment, event, guideline, judgement, round_, task
-from rlhf_pipeline.store.tasks import add_tasks, chunks, lease, recount
+from rlhf_pipeline.store.records import (
+    Answer,
+    Assignment,
+    Event,
+    Form,
+    Gold,
+    JudgementRow,
+    NewTask,
+    Order,
+    PastJudgement,
+    Progress,
+    Round,
+    Submitted,
+    TaskRow,
+)
+from rlhf_pipeline.store.reports import assignments_by_id, judgements_of, progress_of, rounds_of, tasks_of
+from rlhf_pipeline.store.tables import assignment, draft, guideline, round_, task
+from rlhf_pipeline.store.tasks import add_tasks, return_to_pool
+
+LARGEST_DRAFT = 200_000
+"""Characters of JSON."""
 
 
 class JudgementStore:
@@ -49,52 +85,62 @@ class JudgementStore:
 
     # Rounds and tasks
 
-    def open_round(self, name: str, *, overlap: int, seed: int, source_digest: str, lease_seconds: int) -> int:
+    def open_round(
+        self,
+        name: str,
+        *,
+        overlap: int,
+        seed: int,
+        source_digest: str,
+        lease_seconds: int,
+        form: Form | None = None,
+        order: Order = "sequence",
+        gold_rate: float = 0.0,
+        gold_feedback: bool = False,
+        repeat_rate: float = 0.0,
+        training_tasks: int = 0,
+        edit_minutes: int | None = None,
+    ) -> int:
         """The id of the round of this name over this source, made if new.
 
         Another ``source_digest`` makes another round and leaves the earlier ones and their judgements as they are.
-        A new ``overlap`` of a known round changes how many people its tasks need from now on.
+        Other terms of a known round hold from now on: a new ``overlap`` changes how many people its tasks need, a new
+        ``form`` (None: choose the better response) is what tasks are given with.
         """
-        now = now_ms()
+        terms = {
+            "overlap": overlap,
+            "lease_s": lease_seconds,
+            "order_by": order,
+            "gold_rate": gold_rate,
+            "gold_feedback": gold_feedback,
+            "repeat_rate": repeat_rate,
+            "training_tasks": training_tasks,
+            "edit_minutes": edit_minutes,
+        }
         with self.database.write() as connection:
-            known = connection.execute(
-                select(round_).where(round_.c.name == name, round_.c.source_digest == source_digest)
-            ).one_or_none()
-            terms: dict[str, Any] = {"overlap": overlap, "lease_s": lease_seconds}
-            if known is None:
-                number = connection.execute(select(func.coalesce(func.max(round_.c.number), 0) + 1)).scalar_one()
-                added = insert(round_).values(
-                    name=name,
-                    number=number,
-                    source_digest=source_digest,
-                    shuffle_seed=seed,
-                    created_at=now,
-                    **terms,
-                )
-                round_id = int(connection.execute(added.returning(round_.c.id)).scalar_one())
-                _log(connection, now, None, "open", "round", round_id, {"name": name, **terms})
-                return round_id
-            if (known.overlap, known.lease_s) != (overlap, lease_seconds):
-                connection.execute(update(round_).where(round_.c.id == known.id).values(**terms))
-                of_round = (task.c.round_id == known.id) & (task.c.needed == known.overlap)
-                connection.execute(update(task).where(of_round).values(needed=overlap))
-                ids = connection.execute(select(task.c.id).where(task.c.round_id == known.id)).scalars().all()
-                recount(connection, ids)
-                _log(connection, now, None, "change", "round", known.id, terms)
-            return int(known.id)
+            return rounds.open_round(connection, name, source_digest, seed, form or Form(), terms, now_ms())
 
     def rounds(self) -> list[Round]:
         """Every round, oldest first."""
-        query = select(
-            round_.c.id, round_.c.number, round_.c.name, round_.c.source_digest, round_.c.overlap, round_.c.lease_s
-        ).order_by(round_.c.number)
         with self.database.read() as connection:
-            return [Round(*row) for row in connection.execute(query)]
+            return rounds_of(connection)
+
+    def round(self, round_id: int) -> Round:
+        """One round with its terms and its form.
+
+        Raises:
+            StoreError: there is no such round.
+        """
+        with self.database.read() as connection:
+            found = rounds_of(connection, round_id)
+        if not found:
+            raise StoreError(f"there is no round {round_id}", where=self.database.where)
+        return found[0]
 
     def set_guidelines(self, round_id: int, markdown: str) -> int:
         """What the people of a round are told; returns the version, a new one only where the text is new."""
         with self.database.write() as connection:
-            last = _guidelines(connection, round_id)
+            last = rounds.newest_guidelines(connection, round_id)
             if last is not None and last.markdown == markdown:
                 return int(last.version)
             version = int(last.version) + 1 if last is not None else 1
@@ -106,32 +152,40 @@ class JudgementStore:
     def guidelines(self, round_id: int) -> str:
         """The newest guidelines of a round as Markdown; empty where it has none."""
         with self.database.read() as connection:
-            last = _guidelines(connection, round_id)
+            last = rounds.newest_guidelines(connection, round_id)
             return str(last.markdown) if last is not None else ""
 
     def add_tasks(self, round_id: int, tasks: Sequence[NewTask]) -> int:
         """Add the tasks that the round does not have yet (by digest); returns how many were added."""
         with self.database.write() as connection:
-            overlap = connection.execute(select(round_.c.overlap).where(round_.c.id == round_id)).scalar_one()
-            added = add_tasks(connection, round_id, overlap, tasks)
+            added = add_tasks(connection, round_id, tasks)
             if added:
-                _log(connection, now_ms(), None, "add", "task", round_id, {"tasks": added})
+                log_event(connection, now_ms(), None, "add", "task", round_id, {"tasks": added})
             return added
 
     def retire_tasks(self, round_id: int, keep: Collection[str]) -> int:
         """Give the tasks whose digest is not in ``keep`` to nobody any more; what was judged of them stays."""
         with self.database.write() as connection:
-            rows = connection.execute(
-                select(task.c.id, task.c.digest).where(task.c.round_id == round_id, task.c.state == "open")
-            ).all()
-            kept = set(keep)
-            gone = [int(row.id) for row in rows if row.digest not in kept]
-            for ids in chunks(gone):
-                connection.execute(update(task).where(task.c.id.in_(ids)).values(state="retired"))
-            recount(connection, gone)
-            if gone:
-                _log(connection, now_ms(), None, "retire", "task", round_id, {"tasks": len(gone)})
-            return len(gone)
+            return rounds.retire_tasks(connection, round_id, keep, now_ms())
+
+    def set_priorities(self, round_id: int, priorities: Mapping[int, float]) -> None:
+        """Priority by task id: the highest goes out first, except where the round's order is random."""
+        with self.database.write() as connection:
+            for id_, priority in priorities.items():
+                of_task = (task.c.id == id_) & (task.c.round_id == round_id)
+                connection.execute(update(task).where(of_task).values(priority=priority))
+            log_event(connection, now_ms(), None, "prioritise", "task", round_id, {"tasks": len(priorities)})
+
+    def set_gold(self, task_id: int, gold: Gold | None, by: int | None = None) -> None:
+        """Make a task one whose answer is known, or (None) one that is judged like the others.
+
+        It is given as gold or for training only, and needs nobody's judgement.
+
+        Raises:
+            StoreError: there is no such task, or the answer is not one to it.
+        """
+        with self.database.write() as connection:
+            rounds.set_gold(connection, task_id, gold, by, now_ms())
 
     # Judging
 
@@ -146,11 +200,46 @@ class JudgementStore:
             ids = lease(connection, round_id, user_id, n, now)
             return assignments_by_id(connection, ids)
 
+    def renew(self, round_id: int, user_id: int, ids: Sequence[int], *, now: int | None = None) -> int:
+        """Begin the leases of a person's assignments anew; returns how many they still hold."""
+        now = now_ms() if now is None else now
+        with self.database.write() as connection:
+            lease_s = connection.execute(select(round_.c.lease_s).where(round_.c.id == round_id)).scalar_one()
+            held = _held(round_id, user_id, ids)
+            until = now + lease_s * 1000
+            return connection.execute(update(assignment).where(held).values(lease_until=until)).rowcount
+
+    def release(self, round_id: int, user_id: int, ids: Sequence[int], *, now: int | None = None) -> int:
+        """Return a person's leases to the pool before they run out; returns how many."""
+        now = now_ms() if now is None else now
+        with self.database.write() as connection:
+            rows = connection.execute(select(assignment).where(_held(round_id, user_id, ids))).all()
+            return_to_pool(connection, rows, "release", now)
+            return len(rows)
+
+    def save_draft(self, user_id: int, assignment_id: int, answer: Mapping[str, Any] | None) -> None:
+        """Keep what a person has not finished (None: forget it); it comes back with the assignment.
+
+        Raises:
+            AnswerRefused: the assignment is not this person's, or the draft is too large.
+        """
+        if len(json.dumps(answer)) > LARGEST_DRAFT:
+            raise AnswerRefused(f"the draft is larger than {LARGEST_DRAFT:,} characters")
+        with self.database.write() as connection:
+            held_assignments(connection, user_id, [assignment_id])
+            connection.execute(delete(draft).where(draft.c.assignment_id == assignment_id))
+            if answer is not None:
+                row = {"assignment_id": assignment_id, "answer": dict(answer), "updated_at": now_ms()}
+                connection.execute(insert(draft).values(row))
+
     def submit(self, user_id: int, answer: Answer, *, now: int | None = None, hold: int = 0) -> Submitted:
         """Keep one answer and lease the next tasks, so that the person holds ``hold`` of them.
 
+        An answer to an assignment that was answered before revises it, within the round's ``edit_minutes``.
+
         Raises:
-            AnswerRefused: the assignment is not this person's, or the response is not one of its task.
+            AnswerRefused: the assignment is not this person's, the answer is not what its form asks for, or it is too
+                late to change it.
         """
         return self.submit_many(user_id, [answer], now=now, hold=hold)[0]
 
@@ -160,13 +249,13 @@ class JudgementStore:
         """Keep a person's answers in one transaction, all or none; at most one for each assignment.
 
         Raises:
-            AnswerRefused: an assignment is not this person's, or a response is not one of its task.
+            AnswerRefused: as :meth:`submit`.
         """
         now = now_ms() if now is None else now
         assert len({a.assignment_id for a in answers}) == len(answers), "one answer for each assignment"
         with self.database.write() as connection:
             known = known_tokens(connection, user_id, [a.client_token for a in answers])
-            held = held_assignments(connection, user_id, answers)
+            held = held_assignments(connection, user_id, [a.assignment_id for a in answers])
             fresh = [a for a in answers if a.client_token not in known]
             stored = insert_answers(connection, user_id, fresh, held, now)
             following: tuple[Assignment, ...] = ()
@@ -181,6 +270,7 @@ class JudgementStore:
                 late=row.late,
                 known=a.client_token in known,
                 next=following,
+                feedback=feedback_on(held[a.assignment_id], row),
             )
             for a in answers
             for row in [known.get(a.client_token) or stored[a.client_token]]
@@ -192,6 +282,9 @@ class JudgementStore:
         """Take back a person's last judgement (or the one with ``of_token``) and lease its task to them again.
 
         The same ``client_token`` again changes nothing. Returns the assignment, or None where there is nothing to undo.
+
+        Raises:
+            AnswerRefused: it is too late to change it.
         """
         now = now_ms() if now is None else now
         with self.database.write() as connection:
@@ -201,29 +294,29 @@ class JudgementStore:
             target = standing_judgement(connection, round_id, user_id, of_token)
             if target is None:
                 return None
+            given = held_assignments(connection, user_id, [int(target.assignment_id)])[int(target.assignment_id)]
+            check_editable(connection, given, now)
             lease_s = connection.execute(select(round_.c.lease_s).where(round_.c.id == round_id)).scalar_one()
-            connection.execute(
-                insert(judgement).values(
-                    assignment_id=target.assignment_id,
-                    task_id=target.task_id,
-                    user_id=user_id,
-                    revision=target.revision + 1,
-                    supersedes_id=target.id,
-                    client_token=client_token,
-                    choice="withdrawn",
-                    received_at=now,
-                    late=False,
-                    app_version=APP_VERSION,
-                )
-            )
-            connection.execute(
-                update(assignment)
-                .where(assignment.c.id == target.assignment_id)
-                .values(state="leased", leased_at=now, lease_until=now + lease_s * 1000)
-            )
-            recount(connection, [target.task_id])
-            _log(connection, now, user_id, "undo", "judgement", target.id, {})
+            take_back(connection, target, client_token, now + lease_s * 1000, now)
             return assignments_by_id(connection, [int(target.assignment_id)])[0]
+
+    def adjudicate(self, task_id: int, user_id: int, answer: Answer, *, now: int | None = None) -> int:
+        """Keep an admin's answer to a task, which decides it; returns the judgement's id.
+
+        Of the answer only choice, response, ranking and comment (the reason) are read, and the ``client_token`` if it
+        has one. What others judged stays; a later decision, by this admin or another, takes the place of this one.
+
+        Raises:
+            StoreError: the person is no admin, or there is no such task.
+            AnswerRefused: the answer is not one to the task.
+        """
+        now = now_ms() if now is None else now
+        with self.database.write() as connection:
+            known = known_tokens(connection, user_id, [answer.client_token]).get(answer.client_token)
+            if known is not None:
+                return int(known.id)
+            token = answer.client_token or f"adjudicate-{secrets.token_hex(16)}"
+            return adjudicate(connection, task_id, user_id, replace(answer, client_token=token), now)
 
     # Reading
 
@@ -238,10 +331,31 @@ class JudgementStore:
         with self.database.read() as connection:
             return tasks_of(connection, round_id)
 
-    def judgements(self, round_id: int) -> list[JudgementRow]:
-        """The current judgements and skips of a round, oldest first."""
+    def judgements(self, round_id: int, *, all_revisions: bool = False) -> list[JudgementRow]:
+        """The current judgements and skips of a round, oldest first, whatever their purpose.
+
+        With ``all_revisions`` also those that were revised or withdrawn since.
+        """
         with self.database.read() as connection:
-            return judgements_of(connection, round_id)
+            return judgements_of(connection, round_id, all_revisions=all_revisions)
+
+    def history(
+        self, round_id: int, user_id: int, *, limit: int = 50, before: int | None = None, now: int | None = None
+    ) -> list[PastJudgement]:
+        """A person's own current judgements of a round, newest first; ``before`` is a judgement's id."""
+        now = now_ms() if now is None else now
+        with self.database.read() as connection:
+            rows = judgements_of(connection, round_id, user_id, newest=limit, before=before)[::-1]
+            rows = [row for row in rows if row.purpose != "adjudicate"]
+            ids = [row.assignment_id for row in rows]
+            held = held_assignments(connection, user_id, ids)
+            assignments = {a.id: a for a in assignments_by_id(connection, ids)}
+            return [
+                PastJudgement(
+                    assignments[row.assignment_id], row, is_editable(connection, held[row.assignment_id], now)
+                )
+                for row in rows
+            ]
 
     def mine(self, round_id: int, user_id: int) -> list[JudgementRow]:
         """One person's current judgements and skips of a round, newest first."""
@@ -255,7 +369,7 @@ class JudgementStore:
             .select_from(assignment)
             .join(task, task.c.id == assignment.c.task_id)
             .where(assignment.c.user_id == user_id, assignment.c.state.in_(("done", "skipped")))
-            .where(task.c.round_id == round_id)
+            .where(task.c.round_id == round_id, assignment.c.purpose != "adjudicate")
         )
         with self.database.read() as connection:
             return int(connection.execute(query).scalar_one())
@@ -265,15 +379,17 @@ class JudgementStore:
         with self.database.read() as connection:
             return progress_of(connection, round_id, now_ms() if now is None else now)
 
+    def events(self, *, limit: int = 100, before: int | None = None, user_id: int | None = None) -> list[Event]:
+        """The audit trail, newest first (of one person); ``before`` is a row's id."""
+        with self.database.read() as connection:
+            return events_of(connection, limit, before, user_id)
 
-def _log(
-    connection: Connection, at: int, user_id: int | None, verb: str, thing: str, id_: int, detail: Mapping[str, Any]
-) -> None:
-    connection.execute(
-        insert(event).values(at=at, user_id=user_id, verb=verb, object=thing, object_id=id_, detail=dict(detail))
-    )
+    def check(self) -> list[str]:
+        """What does not agree in the store (counts, states, references), one line each; empty where all is well."""
+        with self.database.read() as connection:
+            return differences(connection)
 
 
-def _guidelines(connection: Connection, round_id: int) -> Row[Any] | None:
-    query = select(guideline).where(guideline.c.round_id == round_id).order_by(guideline.c.version.desc()).limit(1)
-    return connection.execute(query).one_or_none()
+def _held(round_id: int, user_id: int, ids: Sequence[int]) -> ColumnElement[bool]:
+    of_round = assignment.c.task_id.in_(select(task.c.id).where(task.c.round_id == round_id))
+    return and_(assignment.c.id.in_(ids), assignment.c.user_id == user_id, assignment.c.state == "leased", of_round)

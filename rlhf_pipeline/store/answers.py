@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused
-from rlhf_pipeline.store.records import Answer
-from rlhf_pipeline.store.tables import assignment, event, judgement, task, task_response
+from rlhf_pipeline.store.audit import log_each
+from rlhf_pipeline.store.forms import check_answer, form_of, is_right
+from rlhf_pipeline.store.records import Answer, Feedback
+from rlhf_pipeline.store.reports import gold_of, responses_by_task
+from rlhf_pipeline.store.tables import assignment, draft, judgement, round_, task
 from rlhf_pipeline.store.tasks import chunks, recount
 
 APP_VERSION = "1"
 """Kept with every judgement: raised when what people see while judging changes."""
 
-STATE_AFTER = {"response": "done", "tie": "done", "all_bad": "done", "skip": "skipped"}
+STATE_AFTER = {"response": "done", "tie": "done", "all_bad": "done", "ranking": "done", "skip": "skipped"}
 """The state of an assignment after each choice."""
 
 
@@ -35,19 +38,23 @@ def known_tokens(connection: Connection, user_id: int, tokens: Sequence[str]) ->
     return rows
 
 
-def held_assignments(connection: Connection, user_id: int, answers: Sequence[Answer]) -> dict[int, Row[Any]]:
-    """The assignments of these answers, with their round."""
-    ids = [a.assignment_id for a in answers]
+def held_assignments(connection: Connection, user_id: int, assignment_ids: Sequence[int]) -> dict[int, Row[Any]]:
+    """A person's assignments, with the terms of their round and the known answer of their task.
+
+    Raises:
+        AnswerRefused: one is not this person's.
+    """
     rows = {
         int(row.id): row
-        for part in chunks(ids)
+        for part in chunks(assignment_ids)
         for row in connection.execute(
-            select(assignment, task.c.round_id)
+            select(assignment, task.c.round_id, task.c.gold, round_.c.gold_feedback, round_.c.edit_minutes)
             .join(task, task.c.id == assignment.c.task_id)
+            .join(round_, round_.c.id == task.c.round_id)
             .where(assignment.c.id.in_(part), assignment.c.user_id == user_id)
         )
     }
-    missing = [id_ for id_ in ids if id_ not in rows]
+    missing = [id_ for id_ in assignment_ids if id_ not in rows]
     if missing:
         raise AnswerRefused(f"assignment {missing[0]} is not this person's")
     return rows
@@ -59,70 +66,105 @@ def insert_answers(
     """Append a person's new answers, close their assignments and recount their tasks; the rows by client token."""
     if not answers:
         return {}
-    _check_choices(connection, answers, held)
-    last = _last_revisions(connection, [a.assignment_id for a in answers])
-    rows = []
+    responses = responses_by_task(connection, sorted({int(held[a.assignment_id].task_id) for a in answers}))
     for a in answers:
-        before = last.get(a.assignment_id)
-        rows.append(
-            {
-                "assignment_id": a.assignment_id,
-                "task_id": held[a.assignment_id].task_id,
-                "user_id": user_id,
-                "revision": before.revision + 1 if before else 1,
-                "supersedes_id": before.id if before else None,
-                "client_token": a.client_token,
-                "choice": a.choice,
-                "response_id": a.response_id,
-                "probability": a.probability,
-                "margin": a.margin,
-                "shown_at": a.shown_at,
-                "decided_at": a.decided_at,
-                "received_at": now,
-                "active_ms": a.active_ms,
-                "wall_ms": a.wall_ms,
-                "keys_used": a.keys_used,
-                "late": held[a.assignment_id].state in ("leased", "expired")
-                and held[a.assignment_id].lease_until < now,
-                "app_version": APP_VERSION,
-            }
-        )
+        given = held[a.assignment_id]
+        check_answer(form_of(connection, given.form_digest), a, responses[given.task_id])
+        if a.correction is not None and a.correction == responses[given.task_id][a.corrected_id or 0]:
+            raise AnswerRefused("the corrected response is what it was")
+        if given.state in ("done", "skipped") and given.purpose != "adjudicate":
+            check_editable(connection, given, now)
+    last = _last_revisions(connection, [a.assignment_id for a in answers])
+    rows = [_row(user_id, a, held[a.assignment_id], last.get(a.assignment_id), now) for a in answers]
     stored = connection.execute(insert(judgement).returning(judgement), rows).all()
     for state in ("done", "skipped"):
         for part in chunks([a.assignment_id for a in answers if STATE_AFTER[a.choice] == state]):
             connection.execute(update(assignment).where(assignment.c.id.in_(part)).values(state=state))
+    for part in chunks([a.assignment_id for a in answers]):
+        connection.execute(delete(draft).where(draft.c.assignment_id.in_(part)))
     recount(connection, [row["task_id"] for row in rows])
-    connection.execute(
-        insert(event),
+    log_each(
+        connection,
+        now,
+        user_id,
+        "judgement",
         [
-            {
-                "at": now,
-                "user_id": user_id,
-                "verb": "submit" if row.revision == 1 else "revise",
-                "object": "judgement",
-                "object_id": row.id,
-                "detail": {"late": True} if row.late else {},
-            }
+            ("submit" if row.revision == 1 else "revise", int(row.id), {"late": True} if row.late else {})
             for row in stored
         ],
     )
     return {row.client_token: row for row in stored}
 
 
-def _check_choices(connection: Connection, answers: Sequence[Answer], held: Mapping[int, Row[Any]]) -> None:
-    for a in answers:
-        if a.choice not in STATE_AFTER or (a.choice == "response") != (a.response_id is not None):
-            raise AnswerRefused(f"{a.choice!r} with response {a.response_id} is not an answer")
-    wanted = {(held[a.assignment_id].task_id, a.response_id) for a in answers if a.response_id is not None}
-    found = {
-        (task_id, response_id)
-        for part in chunks(sorted({task_id for task_id, _ in wanted}))
-        for task_id, response_id in connection.execute(
-            select(task_response.c.task_id, task_response.c.response_id).where(task_response.c.task_id.in_(part))
-        )
+def _row(user_id: int, a: Answer, given: Row[Any], before: Row[Any] | None, now: int) -> dict[str, Any]:
+    return {
+        "assignment_id": a.assignment_id,
+        "task_id": given.task_id,
+        "user_id": user_id,
+        "revision": before.revision + 1 if before else 1,
+        "supersedes_id": before.id if before else None,
+        "client_token": a.client_token,
+        "choice": a.choice,
+        "response_id": a.response_id,
+        "probability": a.probability,
+        "margin": a.strength if a.strength is not None else a.margin,
+        "shown_at": a.shown_at,
+        "decided_at": a.decided_at,
+        "received_at": now,
+        "active_ms": a.active_ms,
+        "wall_ms": a.wall_ms,
+        "keys_used": a.keys_used,
+        "late": given.state in ("leased", "expired") and given.lease_until < now,
+        "app_version": APP_VERSION,
+        "strength": a.strength,
+        "ranking": [list(group) for group in a.ranking] if a.ranking is not None else None,
+        "rules": {str(id_): list(broken) for id_, broken in a.rules.items()} or None,
+        "ratings": {str(id_): dict(points) for id_, points in a.ratings.items()} or None,
+        "flags": list(a.flags) or None,
+        "comment": a.comment or None,
+        "corrected_id": a.corrected_id,
+        "correction": a.correction,
+        "form_digest": given.form_digest,
+        "guideline_version": given.guideline_version,
     }
-    for _, response_id in wanted - found:
-        raise AnswerRefused(f"response {response_id} is not one of its task")
+
+
+def shows_answer(given: Row[Any]) -> bool:
+    """Whether the person is told the known answer of this assignment's task."""
+    return given.gold is not None and (given.purpose == "training" or (given.purpose == "gold" and given.gold_feedback))
+
+
+def feedback_on(given: Row[Any], stored: Row[Any]) -> Feedback | None:
+    """What the person learns after a judgement; None where nothing may be said."""
+    if not shows_answer(given) or stored.choice == "withdrawn":
+        return None
+    gold = gold_of(given.gold)
+    assert gold is not None
+    return Feedback(is_right(gold, stored), gold, gold.explanation)
+
+
+def check_editable(connection: Connection, given: Row[Any], now: int) -> None:
+    """See that a judgement that stands may still be changed.
+
+    Raises:
+        AnswerRefused: its time is over, or the person has been told the answer.
+    """
+    if shows_answer(given):
+        raise AnswerRefused("the answer to this task has been shown: it cannot be changed any more")
+    if given.edit_minutes is None:
+        return
+    first = select(func.min(judgement.c.received_at)).where(judgement.c.assignment_id == given.id)
+    if now - (connection.execute(first).scalar() or now) > given.edit_minutes * 60_000:
+        raise AnswerRefused(f"judgements can be changed for {given.edit_minutes} minutes; this one is older")
+
+
+def is_editable(connection: Connection, given: Row[Any], now: int) -> bool:
+    """Whether a judgement that stands may still be changed."""
+    try:
+        check_editable(connection, given, now)
+    except AnswerRefused:
+        return False
+    return True
 
 
 def _last_revisions(connection: Connection, assignment_ids: Sequence[int]) -> dict[int, Row[Any]]:
@@ -138,14 +180,40 @@ def _last_revisions(connection: Connection, assignment_ids: Sequence[int]) -> di
     }
 
 
+def take_back(connection: Connection, target: Row[Any], client_token: str, lease_until: int, now: int) -> None:
+    """Supersede a judgement by a row that says it was withdrawn, and lease its task to the person again."""
+    connection.execute(
+        insert(judgement).values(
+            assignment_id=target.assignment_id,
+            task_id=target.task_id,
+            user_id=target.user_id,
+            revision=target.revision + 1,
+            supersedes_id=target.id,
+            client_token=client_token,
+            choice="withdrawn",
+            received_at=now,
+            late=False,
+            app_version=APP_VERSION,
+        )
+    )
+    connection.execute(
+        update(assignment)
+        .where(assignment.c.id == target.assignment_id)
+        .values(state="leased", leased_at=now, lease_until=lease_until)
+    )
+    recount(connection, [target.task_id])
+    log_each(connection, now, target.user_id, "judgement", [("undo", int(target.id), {})])
+
+
 def standing_judgement(connection: Connection, round_id: int, user_id: int, of_token: str | None) -> Row[Any] | None:
     """A person's last judgement that stands, or the one with this token if it stands."""
     newer = judgement.alias("newer")
     query = (
         select(judgement)
         .join(task, task.c.id == judgement.c.task_id)
+        .join(assignment, assignment.c.id == judgement.c.assignment_id)
         .outerjoin(newer, newer.c.supersedes_id == judgement.c.id)
-        .where(task.c.round_id == round_id, judgement.c.user_id == user_id)
+        .where(task.c.round_id == round_id, judgement.c.user_id == user_id, assignment.c.purpose != "adjudicate")
         .where(newer.c.id.is_(None), judgement.c.choice != "withdrawn")
         .order_by(judgement.c.id.desc())
         .limit(1)

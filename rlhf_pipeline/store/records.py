@@ -235,7 +235,8 @@ class JudgementRow:
     task_id: int
     user_id: int
     user: str
-    choice: Choice
+    choice: Choice | Literal["withdrawn"]
+    """ "withdrawn" stands only where all revisions were asked for."""
     response_id: int | None
     left_id: int
     """The response that was shown first."""
@@ -336,7 +337,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a round is; retired tasks do not count.
+    """How far a round is; retired tasks do not count, nor do those whose answer is known.
 
     Args:
         tasks: how many there are.
