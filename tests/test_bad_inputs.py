@@ -728,12 +728,12 @@ def check(result: Result, code: int, says: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_input_is_one_clear_error(case: Case, place: Place) -> None:
+def test_a_bad_input_is_one_clear_error(case: Case, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     command = case.make(place)
-    if case.make is no_cuda and torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    if case.make is tracker_missing and importlib.util.find_spec("wandb"):
-        pytest.skip("wandb is installed here")
+    find = importlib.util.find_spec  # the machine that runs this may have CUDA and wandb
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    if case.make is no_cuda:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = rlhf(*command)
     check(result, case.code, case.says)
     if place.run.is_dir() and not case.damages:
