@@ -65,7 +65,7 @@ def run(
     from stages import runner, settings
 
     chosen = settings.load(config, overrides or [])
-    _quiet_libraries()
+    quiet_libraries()
     run_folder = Path(chosen.run.folder)
     try:
         runner.run(chosen, stages or [], again=again)
@@ -122,7 +122,7 @@ def chat(
     from stages import chat as chatting
     from stages import settings
 
-    _quiet_libraries()
+    quiet_libraries()
     chatting.chat(settings.load(_run_folder(folder)), folder, policies or [], once)
 
 
@@ -141,7 +141,7 @@ def doctor(config: ConfigPath, overrides: Overrides = None) -> None:
     from stages import doctor as checking
     from stages import settings
 
-    _quiet_libraries()
+    quiet_libraries()
     raise typer.Exit(checking.check(settings.load(config, overrides or [])))
 
 
@@ -213,7 +213,7 @@ def _command(name: str, folder: Path) -> str:
     return f"{called} {name} {shlex.quote(str(folder))}"
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Libraries' warnings are for their developers; ours say what a user can do."""
     import logging
     import warnings

@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_pipeline import artifacts, config
 from rlhf_pipeline.errors import PipelineError, UsageError, WaitingForPeople
 from stages import BY_NAME, NAMES, Stage
+from stages.beside import Beside
 from stages.job import Job, say
 from stages.settings import Settings
 from stages.states import (
@@ -48,17 +49,44 @@ def run(settings: Settings, only: Sequence[str] = (), *, again: bool = False) ->
     with locked(run_folder):
         artifacts.write_atomically(run_folder / "config.yaml", config.dump(settings))
         states = inspect(settings, run_folder)
-        identity: dict[str, Any] | None = None
-        for name in (n for n in NAMES if n in wanted):
-            stage = BY_NAME[name]
-            forced = again and (not only or name in only)
-            states[name] = inspect_stage(stage, settings, run_folder, states, None)
-            if states[name].state == "complete" and not forced:
-                say(f"{name}: complete")
-                continue
-            if stage.uses_model and identity is None:
+        forced = {name for name in wanted if again and (not only or name in only)}
+        _run_all([name for name in NAMES if name in wanted], forced, settings, run_folder, states)
+
+
+def _run_all(
+    todo: list[str], forced: Collection[str], settings: Settings, run_folder: Path, states: dict[str, StageState]
+) -> None:
+    """Bring these stages up to date, each when its inputs are there: one here, others that are ready beside it."""
+    identity: dict[str, Any] | None = None
+    beside: dict[str, Beside] = {}
+    try:
+        while todo or beside:
+            ready = _ready(todo, beside)
+            for name in [n for n, process in beside.items() if not (ready and process.alive())]:
+                states[name] = beside.pop(name).result()
+            for name in ready:
+                states[name] = inspect_stage(BY_NAME[name], settings, run_folder, states, ())
+                if states[name].state == "complete" and name not in forced:
+                    say(f"{name}: complete")
+                    todo.remove(name)
+            ready = [name for name in ready if name in todo][: max(1, settings.run.parallel - len(beside))]
+            if identity is None and any(BY_NAME[name].uses_model for name in ready):
                 identity = _identity(settings)
-            states[name] = _run_stage(stage, settings, run_folder, states, identity)
+            for name in ready[1:]:
+                beside[name] = Beside(name, _run_stage, BY_NAME[name], settings, run_folder, states, identity)
+            for name in ready[:1]:
+                note_running(run_folder, [name, *beside])
+                states[name] = _run_stage(BY_NAME[name], settings, run_folder, states, identity)
+            todo = [name for name in todo if name not in ready]
+    finally:
+        for process in beside.values():
+            process.stop()
+
+
+def _ready(todo: Sequence[str], beside: Collection[str]) -> list[str]:
+    """The stages that wait for none of the others, in the order of the chain."""
+    unfinished = {*todo, *beside}
+    return [n for n in todo if not unfinished & {*BY_NAME[n].needs, *BY_NAME[n].reads_if_there}]
 
 
 def _make_folder(run_folder: Path) -> Path:
@@ -115,7 +143,6 @@ def _run_stage(
         "tokenizer": identity["tokenizer"] if identity and stage.uses_model else None,
     }
     partial = _prepare(partial_folder(run_folder, stage), made_by)
-    note_running(run_folder, stage)
     started = time.monotonic()
     with _noting_why_it_stops(partial):
         device = _device(settings.run.device) if stage.uses_model else "cpu"

@@ -36,6 +36,9 @@ class RunConfig(Section):
     """``auto`` takes CUDA where there is one."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of torch; null leaves it to torch. A small model on few cores is fastest with 1."""
+    parallel: int = Field(1, ge=1)
+    """Stages at work at once, where they do not need each other: with 2, DPO runs beside reward and PPO, in a process
+    of its own. Each takes the memory of its own model."""
     tracking: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
     """A tracker to report training to, beside ``metrics.jsonl`` (needs its package)."""
 

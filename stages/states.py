@@ -7,7 +7,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +46,7 @@ def inspect(settings: Settings, run_folder: Path, unknown: Sequence[str] = ()) -
 
     ``unknown``: keys of the kept configuration that this version does not know; a stage that would read one is stale.
     """
-    running = running_stage(run_folder)
+    running = running_stages(run_folder)
     states: dict[str, StageState] = {}
     for name in BY_NAME:
         if name in settings.run.stages:
@@ -59,7 +59,7 @@ def inspect_stage(
     settings: Settings,
     run_folder: Path,
     upstream: Mapping[str, StageState],
-    running: str | None,
+    running: Collection[str],
     unknown: Sequence[str] = (),
 ) -> StageState:
     """The state of one stage, given the states of those before it."""
@@ -67,7 +67,7 @@ def inspect_stage(
     partial = partial_folder(run_folder, stage)
     if finished.state == "complete":
         return finished
-    if running == stage.name:
+    if stage.name in running:
         return StageState(stage.name, "running")
     if (partial / WAITING).is_file():
         return StageState(stage.name, "waiting", (_noted(partial / WAITING),))
@@ -161,19 +161,19 @@ def locked(run_folder: Path) -> Iterator[None]:
             handle.truncate(0)
 
 
-def note_running(run_folder: Path, stage: Stage) -> None:
-    """Write into the lock file which stage is at work, for ``rlhf status``."""
-    (run_folder / _LOCK).write_text(f"{os.getpid()} {stage.name}")
+def note_running(run_folder: Path, names: Collection[str]) -> None:
+    """Write into the lock file which stages are at work, for ``rlhf status``."""
+    (run_folder / _LOCK).write_text(" ".join([str(os.getpid()), *names]))
 
 
-def running_stage(run_folder: Path) -> str | None:
-    """The stage that a living process works on, or null."""
+def running_stages(run_folder: Path) -> list[str]:
+    """The stages that a living process works on."""
     path = run_folder / _LOCK
     if not path.is_file():
-        return None
+        return []
     with path.open() as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            return (handle.read().split() or [""])[-1]
-    return None
+            return handle.read().split()[1:]
+    return []

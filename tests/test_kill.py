@@ -84,16 +84,20 @@ def evidence(stage: str) -> Callable[[Path], bool]:
     return lambda run: any(path.suffix != ".partial" for path in run.glob(pattern))
 
 
+def wait_until(is_under_way: Callable[[Path], bool], run: Path, running: subprocess.Popen[str]) -> None:
+    """Return once there is evidence of work."""
+    end = time.monotonic() + 200
+    while not is_under_way(run):
+        assert running.poll() is None, running.stdout and running.stdout.read()
+        assert time.monotonic() < end, "it never came to the middle"
+        time.sleep(0.002)
+
+
 def kill_in_the_middle(settings: Path, run: Path, stage: str) -> None:
     """Start the run as a program and kill it once there is evidence of work."""
-    is_under_way = evidence(stage)
     command = [sys.executable, "-m", "stages", "run", str(settings)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        end = time.monotonic() + 200
-        while not is_under_way(run):
-            assert running.poll() is None, running.stdout and running.stdout.read()
-            assert time.monotonic() < end, "it never came to the middle"
-            time.sleep(0.002)
+        wait_until(evidence(stage), run, running)
         during = rlhf("status", run, "--json").states() if stage in ("sft", "ppo") else {stage: "running"}
         running.send_signal(signal.SIGKILL)
         assert running.wait() == -signal.SIGKILL, "it ended by itself before it was killed"
@@ -125,6 +129,42 @@ def test_killed_in_the_middle(stage: str, undisturbed: Path, tmp_path: Path) -> 
     assert complete_stages(run) == {*before, stage}
     assert file_digest(run / stage / RESULTS[stage]) == file_digest(undisturbed / stage / RESULTS[stage])
     assert not [path.name for path in (run / stage).iterdir() if path.name in ("checkpoints", "fingerprint.json")]
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_killed_with_a_stage_beside(undisturbed: Path, tmp_path: Path) -> None:
+    """With ``run.parallel`` a kill of the first process ends the second, and both stages resume to the same files."""
+    before = ("sft", "sample", "collect")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in before:
+        shutil.copytree(undisturbed / name, run / name)
+    shutil.copy(undisturbed / "judgements.db", run)
+    settings = write_config(tmp_path, {**SETTINGS, "run": {"parallel": 2}})
+
+    command = [sys.executable, "-m", "stages", "run", str(settings)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        wait_until(evidence("dpo"), run, running)
+        during = rlhf("status", run, "--json").states()
+        beside = children(running.pid)
+        running.kill()
+    assert during["dpo"] == "running"
+    assert beside, "no stage ran beside another"
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in beside):
+        assert time.monotonic() < end, "an orphan goes on writing into the run folder"
+        time.sleep(0.01)
+
+    again = rlhf("run", settings)
+    assert again.code == 0, again.err
+    assert "resuming at step " in again.out, again.out
+    assert complete_stages(run) == set(NAMES)
+    for stage in ("reward", "dpo", "ppo", "evaluate"):
+        assert file_digest(run / stage / RESULTS[stage]) == file_digest(undisturbed / stage / RESULTS[stage]), stage
 
 
 @pytest.mark.parametrize("moment", ["while hashing", "before the rename"])

@@ -353,7 +353,7 @@ def test_one_run_at_a_time_and_status_sees_it(run_of, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from stages import BY_NAME; from stages.states import *\n"
         f"folder = Path({str(folder)!r})\n"
-        "with locked(folder):\n    note_running(folder, BY_NAME['sft']); print('in', flush=True); time.sleep(60)\n"
+        "with locked(folder):\n    note_running(folder, ['sft']); print('in', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
@@ -370,7 +370,7 @@ def test_one_run_at_a_time_and_status_sees_it(run_of, tmp_path: Path) -> None:
 
 def test_the_lock_is_released_by_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="oops"), locked(tmp_path):  # noqa: PT012
-        note_running(tmp_path, runner.BY_NAME["sft"])
+        note_running(tmp_path, ["sft"])
         raise ValueError("oops")
     with locked(tmp_path):
         pass
