@@ -1,9 +1,10 @@
 """Trains the pocket model: ``python -m rlhf_pipeline.pocket.make_pocket OUT``.
 
-The shipped weights took two runs on one thread of a CPU, about 15 minutes each when nothing else runs on it:
+The shipped weights took three runs on one thread of a CPU, about 15 minutes each when nothing else runs on it:
 
     python -m rlhf_pipeline.pocket.make_pocket FIRST
-    python -m rlhf_pipeline.pocket.make_pocket OUT --start FIRST --seed 1
+    python -m rlhf_pipeline.pocket.make_pocket SECOND --start FIRST --seed 1
+    python -m rlhf_pipeline.pocket.make_pocket OUT --start SECOND --seed 2
 
 The same seed and torch version on the same kind of CPU give the same weights.
 """
