@@ -16,10 +16,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rlhf_pipeline import artifacts, config
+from rlhf_pipeline import artifacts, charts, config
+from rlhf_pipeline.charts import Interval, Series
 from rlhf_pipeline.metrics import read_metrics
-from stages import BY_NAME, charts
-from stages.charts import Interval, Node, Series
+from stages import BY_NAME
+from stages.chain_picture import Node, chain
 from stages.settings import Settings
 from stages.states import StageState, inspect, partial_folder
 
@@ -98,8 +99,8 @@ def _page(settings: Settings, run_folder: Path) -> dict[str, Any]:
         "finished": max((_day(m.created) for m in made), default=None),
         "seconds": sum(m.seconds for m in made),
         "stages": [_stage_row(s) for s in states.values()],
-        "chain": charts.chain("The chain of stages", _nodes(settings, states)),
-        "chain_upright": charts.chain("The chain of stages", _nodes(settings, states), upright=True),
+        "chain": chain("The chain of stages", _nodes(settings, states)),
+        "chain_upright": chain("The chain of stages", _nodes(settings, states), upright=True),
         "titles": _POLICY_TITLES,
         "evaluation": _evaluation(evaluation),
         "curves": {name: _curves(name, states, run_folder) for name in _CURVES if name in states},

@@ -1,4 +1,4 @@
-"""Inline SVG for the report: lines, points, intervals and the chain.
+"""Inline SVG for pages: lines, points and intervals.
 
 Colours come from the page's CSS classes, so that one picture serves light, dark and print. Every text is escaped; every
 picture has a title and a description in words.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -41,18 +41,10 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Node:
-    """A box of the chain: its name, its state (a CSS class too), two short lines, and all there is to say in words."""
-
-    name: str
-    state: str
-    lines: tuple[str, str]
-    detail: str
-
-
-def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str, step: str = "step") -> Markup:
-    """Curves over training; more than 60 points are drawn faintly, with their running mean on top.
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str, y_label: str, step: str = "step", noisy: bool = True
+) -> Markup:
+    """Curves over time; more than 60 points are drawn faintly, with their running mean on top, if they are ``noisy``.
 
     Args:
         title: names the picture for those who cannot see it; the page shows it as a caption.
@@ -65,7 +57,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
     frame = _Frame.around([p for s in drawn for p in s.points], SMALL, whole_x=True)
     parts = [frame.axes(x_label, y_label)]
     for s in drawn:
-        calm = running_mean(s.points) if len(s.points) > 60 else s.points
+        calm = running_mean(s.points) if noisy and len(s.points) > 60 else s.points
         if calm is not s.points:
             parts.append(_polyline(frame, s.points, f"line faint c-{s.colour}"))
         parts.append(_polyline(frame, calm, f"line c-{s.colour}"))
@@ -78,7 +70,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
         f"{_number(s.points[-1][1])} at {step} {_number(s.points[-1][0])}."
         for s in drawn
     ]
-    return _svg(title, " ".join(words), *SMALL, parts)
+    return svg(title, " ".join(words), *SMALL, parts)
 
 
 def scatter(
@@ -106,117 +98,53 @@ def scatter(
         parts.append(_dot(frame, p, colour, f"{name}: {_number(p[0])}, {_number(p[1])}", 6))
         at_right = frame.x(p[0]) + 12 + 7.5 * len(name) > size[0]
         x = frame.x(p[0]) + (-10 if at_right else 10)
-        parts.append(_text(x, y, name, f"mark c-{colour}", "end" if at_right else "start"))
+        parts.append(text(x, y, name, f"mark c-{colour}", "end" if at_right else "start"))
     words = [f"{name}: {x_label} {_number(p[0])}, {y_label} {_number(p[1])}." for name, _, p in marks]
-    return _svg(title, " ".join(words), *size, parts)
+    return svg(title, " ".join(words), *size, parts)
 
 
 def interval_plot(
-    title: str, rows: Sequence[Interval], *, x_label: str, chance: float = 0.5, size: tuple[int, int] = SMALL
+    title: str,
+    rows: Sequence[Interval],
+    *,
+    x_label: str,
+    chance: float = 0.5,
+    low: float = 0.0,
+    percent: bool = True,
+    size: tuple[int, int] = SMALL,
 ) -> Markup:
-    """Shares between 0 and 100 % with their intervals, one row each, beside a line where chance would be."""
+    """Values between ``low`` and 1 with their intervals, one row each, beside a line where chance would be.
+
+    They are written as shares in per cent, or else as they are.
+    """
     if not rows:
         return Markup("")
+    written = _percent if percent else "{:.2f}".format
     width, left, right = size[0], 24 + 7.5 * max(len(row.name) for row in rows), 72
     row_height = min(66.0, max(34.0, (size[1] - 52) / len(rows)))
     bottom = 12 + row_height * len(rows)
 
-    def x(share: float) -> float:
-        return left + (width - left - right) * share
+    def x(value: float) -> float:
+        return left + (width - left - right) * (max(low, value) - low) / (1 - low)
 
     parts = []
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for tick in (t / 4 for t in range(math.ceil(4 * low), 5)):
         parts.append(_line(x(tick), 8, x(tick), bottom, "rule"))
-        parts.append(_text(x(tick), bottom + 16, f"{100 * tick:.0f}", "tick", "middle"))
+        label = f"{100 * tick:.0f}" if percent else f"{tick:g}"
+        parts.append(text(x(tick), bottom + 16, label, "tick", "middle"))
     parts.append(_line(x(chance), 4, x(chance), bottom, "chance"))
+    words = []
     for index, row in enumerate(rows):
         y = 12 + row_height * (index + 0.5)
-        label = f"{row.name}: {_percent(row.value)}, 95 % interval {_percent(row.low)} to {_percent(row.high)}"
+        label = f"{row.name}: {written(row.value)}, 95 % interval {written(row.low)} to {written(row.high)}"
+        words.append(f"{label}.")
         inside = _line(x(row.low), y, x(row.high), y, f"whisker c-{row.colour}")
         inside += Markup('<circle cx="{:.1f}" cy="{:.1f}" r="6" class="dot c-{}"/>').format(x(row.value), y, row.colour)
         parts.append(Markup("<g><title>{}</title>{}</g>").format(label, inside))
-        parts.append(_text(left - 12, y + 4.5, row.name, "name", "end"))
-        parts.append(_text(width - 4, y + 4.5, _percent(row.value), "value", "end"))
-    parts.append(_text((left + width - right) / 2, bottom + 34, x_label, "axis", "middle"))
-    words = [f"{r.name}: {_percent(r.value)}, 95 % interval {_percent(r.low)} to {_percent(r.high)}." for r in rows]
-    return _svg(title, " ".join(words), width, bottom + 40, parts)
-
-
-_PLACES = {
-    "base": (0, 0.5), "sft": (1, 0.5), "sample": (2, 0), "collect": (3, 0), "reward": (4, 0), "ppo": (5, 0),
-    "dpo": (5, 1), "evaluate": (6, 0.5),
-}  # fmt: skip
-_ARROWS = (
-    ("base", "sft"), ("sft", "sample"), ("sample", "collect"), ("collect", "reward"), ("reward", "ppo"),
-    ("collect", "dpo"), ("sft", "dpo"), ("sft", "ppo"), ("ppo", "evaluate"), ("dpo", "evaluate"),
-)  # fmt: skip
-
-
-def chain(title: str, nodes: Mapping[str, Node], *, upright: bool = False) -> Markup:
-    """The stages and what flows between them, from left to right, or ``upright`` from top to bottom for a phone."""
-    box = (132, 64) if upright else (122, 64)
-    pitch = (172, 96) if upright else (156, 100)  # along x and along y
-    origin = (96, 44) if upright else (71, 58)
-
-    def centre(name: str) -> Point:
-        along, across = _PLACES[name]
-        column, row = (across, along) if upright else (along, across)
-        return origin[0] + pitch[0] * column, origin[1] + pitch[1] * row
-
-    parts = [
-        Markup('<path d="{}" class="arrow"/>').format(_arrow((start, end), centre(start), centre(end), box, upright))
-        for start, end in _ARROWS
-        if start in nodes and end in nodes
-    ]
-    for name, node in nodes.items():
-        x, y = centre(name)
-        parts.append(
-            Markup('<g class="node {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="9"/>').format(
-                node.state, node.detail, x - box[0] / 2, y - box[1] / 2, *box
-            )
-        )
-        parts.append(Markup('<circle cx="{}" cy="{}" r="4" class="lamp"/>').format(x - box[0] / 2 + 14, y - 16))
-        parts.append(_text(x - box[0] / 2 + 25, y - 11.5, node.name, "name", "start"))
-        parts.append(_text(x - box[0] / 2 + 13, y + 6, node.lines[0], "small", "start"))
-        parts.append(_text(x - box[0] / 2 + 13, y + 22, node.lines[1], "small dim", "start"))
-        parts.append(Markup("</g>"))
-    width, height = (352, 44 + 96 * 6 + 44) if upright else (71 + 156 * 6 + 71, 58 + 100 + 42)
-    words = " ".join(f"{node.detail}." for node in nodes.values())
-    return _svg(title, words, width, height, parts)
-
-
-def _arrow(ends: tuple[str, str], start: Point, end: Point, box: tuple[int, int], upright: bool) -> str:
-    """The path of one arrow; drawn as if from left to right, and mirrored at the diagonal for the upright picture."""
-    (x1, y1), (x2, y2) = start, end
-    w, h = box[0] / 2, box[1] / 2
-    if upright:
-        x1, y1, x2, y2, w, h = y1, x1, y2, x2, h, w
-    tip = 3.0
-    if ends == ("sft", "ppo"):  # over the top of the stages between them
-        rail = y2 - h - 16
-        points = [("M", x1, y1 - h), ("L", x1, rail + 12), ("Q", x1, rail, x1 + 12, rail), ("L", x2 - 12, rail)]
-        points += [("Q", x2, rail, x2, rail + 12), ("L", x2, y2 - h - tip)]
-    elif ends == ("collect", "dpo"):  # down, then along
-        points = [
-            ("M", x1, y1 + h),
-            ("L", x1, y2 - 30),
-            ("Q", x1, y2 - 8, x1 + 22, y2 - 8),
-            ("L", x2 - w - tip, y2 - 8),
-        ]
-    elif ends == ("sft", "dpo"):
-        y2 += 8
-        points = [("M", x1 + w, y1 + 8), ("C", x1 + w + 24, y1 + 8, x1 + w + 10, y2, x1 + w + 46, y2)]
-        points += [("L", x2 - w - tip, y2)]
-    else:
-        middle = (x1 + x2) / 2
-        points = [("M", x1 + w, y1), ("C", middle, y1, middle, y2, x2 - w - tip, y2)]
-    return " ".join(_step(step, upright) for step in points)
-
-
-def _step(step: tuple[object, ...], upright: bool) -> str:
-    letter, *numbers = step
-    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
-    return f"{letter} " + " ".join(f"{b} {a}" if upright else f"{a} {b}" for a, b in pairs)
+        parts.append(text(left - 12, y + 4.5, row.name, "name", "end"))
+        parts.append(text(width - 4, y + 4.5, written(row.value), "value", "end"))
+    parts.append(text((left + width - right) / 2, bottom + 34, x_label, "axis", "middle"))
+    return svg(title, " ".join(words), width, bottom + 40, parts)
 
 
 def thin(points: Sequence[Point], most: int = _MOST_POINTS) -> Sequence[Point]:
@@ -281,10 +209,10 @@ class _Frame:
             parts.append(
                 _line(self.left, self.y(tick), self.width - _RIGHT, self.y(tick), "zero" if tick == 0 else "rule")
             )
-            parts.append(_text(self.left - 7, self.y(tick) + 4, label, "tick", "end"))
+            parts.append(text(self.left - 7, self.y(tick) + 4, label, "tick", "end"))
         for tick, label in zip(self.x_ticks, _tick_labels(self.x_ticks), strict=True):
-            parts.append(_text(self.x(tick), self.height - _BOTTOM + 16, label, "tick", "middle"))
-        parts.append(_text((self.left + self.width - _RIGHT) / 2, self.height - 6, x_label, "axis", "middle"))
+            parts.append(text(self.x(tick), self.height - _BOTTOM + 16, label, "tick", "middle"))
+        parts.append(text((self.left + self.width - _RIGHT) / 2, self.height - 6, x_label, "axis", "middle"))
         middle = (_TOP + self.height - _BOTTOM) / 2
         turned = Markup(
             '<text x="12" y="{0:.0f}" class="axis" text-anchor="middle" transform="rotate(-90 12 {0:.0f})">'
@@ -293,7 +221,8 @@ class _Frame:
         return Markup("").join(parts)
 
 
-def _svg(title: str, words: str, width: float, height: float, parts: Iterable[Markup]) -> Markup:
+def svg(title: str, words: str, width: float, height: float, parts: Iterable[Markup]) -> Markup:
+    """A picture of these parts, with its name and what it shows in words for those who cannot see it."""
     number = f"{zlib.crc32(f'{title}{words}{width}'.encode()):x}"  # the same picture, the same id
     return Markup(
         '<svg viewBox="0 0 {w:.0f} {h:.0f}" role="img" aria-labelledby="t{n} d{n}" xmlns="http://www.w3.org/2000/svg">'
@@ -316,7 +245,8 @@ def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, css)
 
 
-def _text(x: float, y: float, words: str, css: str, anchor: str) -> Markup:
+def text(x: float, y: float, words: str, css: str, anchor: str) -> Markup:
+    """Words at a place, escaped; ``anchor`` is start, middle or end."""
     return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
         x, y, css, anchor, escape(words)
     )

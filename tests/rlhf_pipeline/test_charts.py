@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from xml.etree import ElementTree
 
 import pytest
 
-from stages.charts import Interval, Node, Series, chain, interval_plot, line_chart, running_mean, scatter, thin, ticks
+from rlhf_pipeline.charts import Interval, Series, interval_plot, line_chart, running_mean, scatter, thin, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -130,39 +129,25 @@ def test_text_is_escaped_everywhere() -> None:
         line_chart(bad, [Series(bad, "sft", [(0, 1), (1, 2)])], x_label=bad, y_label=bad),
         scatter(bad, Series(bad, "ppo", [(0, 1)]), [(bad, "sft", (0, 0))], x_label=bad, y_label=bad),
         interval_plot(bad, [Interval(bad, "sft", 0.5, 0.4, 0.6)], x_label=bad),
-        chain(bad, {"base": Node(bad, "given", (bad, bad), bad)}),
     ]
     for svg in pictures:
         assert "<script" not in svg
         parsed(svg)
 
 
-@pytest.mark.parametrize("upright", [False, True])
-def test_the_chain_stays_within_its_frame(upright: bool) -> None:
-    names = ("base", "sft", "sample", "collect", "reward", "dpo", "ppo", "evaluate")
-    svg = chain("Chain", {n: Node(n, "complete", ("complete", "12345678 · 44 s"), n) for n in names}, upright=upright)
+def test_values_that_are_no_shares_have_their_own_scale() -> None:
+    rows = [Interval("alpha", "sft", 0.0, -0.6, 0.25), Interval("kappa", "dpo", 1.0, 0.5, 1.0)]
+    svg = interval_plot("Agreement", rows, x_label="beyond chance", chance=0, low=-0.5, percent=False)
+    assert words(svg)[1].startswith("alpha: 0.00, 95 % interval -0.60 to 0.25.")
     root = parsed(svg)
-    _, _, width, height = map(float, root.attrib["viewBox"].split())
-    boxes = [tuple(float(e.attrib[k]) for k in ("x", "y", "width", "height")) for e in root.iter(f"{SVG}rect")]
-    assert len(boxes) == 8
-    for x, y, w, h in boxes:
-        assert x >= 0
-        assert y >= 0
-        assert x + w <= width
-        assert y + h <= height
-    for i, (x, y, w, h) in enumerate(boxes):
-        for x2, y2, w2, h2 in boxes[i + 1 :]:
-            assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y, "boxes do not overlap"
-    arrows = [e.attrib["d"] for e in root.iter(f"{SVG}path")]
-    assert len(arrows) == 10
-    for path in arrows:
-        numbers = [float(n) for n in re.findall(r"-?[\d.]+", path)]
-        xs, ys = numbers[::2], numbers[1::2]
-        assert min(numbers) >= 0
-        assert max(xs) <= width
-        assert max(ys) <= height
+    ticks_at = {e.text: float(e.attrib["x"]) for e in root.iter(f"{SVG}text") if e.get("class") == "tick"}
+    assert list(ticks_at) == ["-0.5", "-0.25", "0", "0.25", "0.5", "0.75", "1"]
+    dots = [float(e.attrib["cx"]) for e in root.iter(f"{SVG}circle")]
+    assert dots == pytest.approx([ticks_at["0"], ticks_at["1"]], abs=0.1)
+    whisker = next(e for e in root.iter(f"{SVG}line") if "whisker" in e.attrib["class"])
+    assert float(whisker.attrib["x1"]) == pytest.approx(ticks_at["-0.5"], abs=0.1), "what is below the scale ends at it"
 
 
-def test_stages_that_are_left_out_have_no_arrows() -> None:
-    nodes = {n: Node(n, "complete", ("", ""), n) for n in ("base", "sft", "evaluate")}
-    assert len(list(parsed(chain("c", nodes)).iter(f"{SVG}path"))) == 1
+def test_what_only_grows_is_drawn_as_it_is() -> None:
+    svg = line_chart("t", [Series("s", "sft", [(i, i) for i in range(100)])], x_label="x", y_label="y", noisy=False)
+    assert [e.get("class") for e in parsed(svg).findall(f"{SVG}polyline")] == ["line c-sft"]
