@@ -152,11 +152,10 @@ def arguments(
     section: TrainingSection,
     steps: Plan,
     *,
+    model: ModelConfig,
     folder: Path,
     seed: int,
     device: str,
-    full: bool = False,
-    dtype: torch.dtype = torch.float32,
     tracking: str = "none",
     **own: Any,
 ) -> Any:
@@ -165,12 +164,11 @@ def arguments(
     Args:
         kind: TRL's class of arguments; ``own`` is what only this kind has.
         section: the stage's training settings; ``steps`` is their :func:`plan`.
+        model: its precision is that of the run. Where all weights are trained they are float32, and a run in bfloat16
+            computes in mixed precision; adapters need none of that, as they stay float32 over a bfloat16 base.
         folder: where checkpoints go.
         seed: of initialisation and dropout.
         device: ``cpu`` or ``cuda``.
-        full: all weights are trained: they are float32, and a run in bfloat16 computes in mixed precision. Adapters
-            need none of that, as they stay float32 over a bfloat16 base.
-        dtype: precision of the run.
         tracking: name of a tracker, or ``none``.
 
     Raises:
@@ -200,7 +198,7 @@ def arguments(
         save_total_limit=2,  # with one, the good checkpoint is deleted before its successor is known to be whole
         seed=seed,
         use_cpu=device == "cpu",
-        bf16=full and dtype == torch.bfloat16,  # TRL's default is true, also on a CPU
+        bf16=section.lora is None and dtype_of(model, device) == torch.bfloat16,  # TRL's default: true, also on a CPU
         report_to=tracking,
         disable_tqdm=True,
         dataloader_pin_memory=device != "cpu",

@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
     import torch
     from trl.trainer.dpo_config import DPOConfig
 
-    from rlhf_pipeline import models, training
+    from rlhf_pipeline import training
     from rlhf_pipeline.model_source import load_config
     from rlhf_pipeline.tokenization import load_tokenizer
 
@@ -72,11 +72,10 @@ def run(job: Job) -> dict[str, Any]:
                 DPOConfig,
                 config,
                 steps,
+                model=model,
                 folder=job.folder / "checkpoints",
                 seed=job.seed,
                 device=job.device,
-                full=config.lora is None,
-                dtype=models.dtype_of(model, job.device),
                 tracking=job.settings.run.tracking,
                 max_length=None,
                 precompute_ref_log_probs=config.lora is None,

@@ -47,8 +47,8 @@ def run(job: Job) -> dict[str, Any]:
     limit = training.context_limit(config, load_config(model), job.say)
     train, held_out, account = _load_rows(job, chat, limit)
 
-    full = config.lora is None
-    base = models.load_causal_lm(model, device=job.device, dtype=training.weight_dtype(model, job.device, full))
+    dtype = training.weight_dtype(model, job.device, full=config.lora is None)
+    base = models.load_causal_lm(model, device=job.device, dtype=dtype)
     if config.lora:
         models.require_targets(base, config.lora)
     rows = _columns(train)
@@ -65,11 +65,10 @@ def run(job: Job) -> dict[str, Any]:
                 SFTConfig,
                 config,
                 steps,
+                model=model,
                 folder=job.folder / "checkpoints",
                 seed=job.seed,
                 device=job.device,
-                full=full,
-                dtype=models.dtype_of(model, job.device),
                 tracking=job.settings.run.tracking,
                 max_length=None,
                 padding_free=config.packing,

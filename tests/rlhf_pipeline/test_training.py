@@ -15,7 +15,7 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.sft_config import SFTConfig
 
 from rlhf_pipeline import models, training
-from rlhf_pipeline.config import LoraSection, TrainingSection
+from rlhf_pipeline.config import LoraSection, ModelConfig, TrainingSection
 from rlhf_pipeline.errors import ConfigError
 from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
 from rlhf_pipeline.losses import bradley_terry_loss, dpo_loss
@@ -130,11 +130,11 @@ def test_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path, lambda _: None) is None
 
 
-def arguments(tmp_path: Path, kind: type = SFTConfig, **changes: object) -> Any:
+def arguments(tmp_path: Path, kind: type = SFTConfig, given: TrainingSection | None = None, **changes: object) -> Any:
     steps = training.plan(section(), LENGTHS, seed=0, world=1)
-    options = {"folder": tmp_path, "seed": 3, "device": "cpu", **changes}
+    options = {"model": ModelConfig(name="x"), "folder": tmp_path, "seed": 3, "device": "cpu", **changes}
     with training.quiet():
-        return training.arguments(kind, section(), steps, **options)
+        return training.arguments(kind, given or section(), steps, **options)
 
 
 def test_arguments_on_a_cpu(tmp_path):
@@ -146,7 +146,9 @@ def test_arguments_on_a_cpu(tmp_path):
     assert made.report_to == []
     assert not made.logging_nan_inf_filter
     assert made.train_sampling_strategy == "sequential"
-    assert arguments(tmp_path, full=True, dtype=torch.bfloat16).bf16
+    half = ModelConfig(name="x", dtype="bfloat16")
+    assert not arguments(tmp_path, model=half).bf16, "adapters are float32 over a bfloat16 base"
+    assert arguments(tmp_path, given=section(lora=None), model=half).bf16
 
 
 def test_tracker_that_is_not_installed(tmp_path):
