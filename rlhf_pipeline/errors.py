@@ -10,7 +10,8 @@ PipelineError                 exit 1
 │   └── IncompatibleArtifact           made with another base, tokenizer, template or stop set
 ├── TrainingError             exit 1   training went wrong and was stopped
 ├── StoreError                exit 1   the judgement store cannot be used
-│   └── AnswerRefused                  an answer to a task that this person does not hold
+│   ├── AnswerRefused                  an answer to a task that this person does not hold
+│   └── LoginRefused                   a name and password, or an invitation, that lets nobody in
 └── WaitingForPeople          exit 3   nothing is wrong: people have to judge first
 """
 
@@ -84,6 +85,14 @@ class StoreError(PipelineError):
 
 class AnswerRefused(StoreError):
     """An answer to a task that this person does not hold, or that is not an answer to it."""
+
+
+class LoginRefused(StoreError):
+    """A name and password, or an invitation, that lets nobody in; after ``wait_seconds`` it may be tried again."""
+
+    def __init__(self, what: str, *, wait_seconds: int = 0, advice: str | None = None) -> None:
+        self.wait_seconds = wait_seconds
+        super().__init__(what, advice=advice)
 
 
 class WaitingForPeople(PipelineError):

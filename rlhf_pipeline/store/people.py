@@ -1,36 +1,58 @@
-"""The people of a judgement store and the browser sessions in which they are known."""
+"""The people of a judgement store: who they are, what they may do, and how they prove it.
+
+Roles: ``admin`` may do everything, ``annotator`` judges, ``reader`` reads the admin pages and exports and judges
+nothing. Programs judge under the roles ``simulated`` and ``import``. Every change of a person is in the audit trail.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import re
 import secrets
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Connection, Row, func, insert, select, update
 
-from rlhf_pipeline.errors import StoreError
-from rlhf_pipeline.store.engine import Database, now_ms
-from rlhf_pipeline.store.tables import event, login_session, user
+from rlhf_pipeline.errors import LoginRefused, StoreError
+from rlhf_pipeline.store import passwords
+from rlhf_pipeline.store.audit import log_event
+from rlhf_pipeline.store.engine import now_ms
+from rlhf_pipeline.store.logins import SESSION_SECONDS, Logins, User, end_sessions, person, sha256
+from rlhf_pipeline.store.tables import invite, user
+
+__all__ = ["NAME_LENGTH", "ROLES", "SESSION_SECONDS", "Invite", "People", "Person", "User", "clean_name"]
 
 NAME_LENGTH = 80
-SESSION_SECONDS = 30 * 24 * 3600
+ROLES = ("admin", "annotator", "reader")
+"""What a person can be; programs are "simulated" and "import"."""
 
 
 @dataclass(frozen=True, slots=True)
-class User:
-    """A person, or a program that judges like one."""
+class Person:
+    """A person or program as the list of people has them; times are UTC epoch milliseconds."""
 
     id: int
     name: str
     role: str
+    state: str
+    has_password: bool
+    locale: str | None
+    created_at: int
+    last_seen_at: int | None
 
 
-class People:
-    """Who judges: people by name, and their sessions by token (of which only the hash is kept)."""
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """An invitation that is still good."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    role: str
+    round_id: int | None
+    expires_at: int
+
+
+class People(Logins):
+    """Who judges, reads and leads; with their sessions and API tokens."""
 
     def add(self, name: str, role: str = "annotator") -> int:
         """The id of the person with this name, who is added if new.
@@ -42,54 +64,180 @@ class People:
                 role: a person does not judge under the name of a program.
         """
         shown = clean_name(name)
-        key = shown.casefold()
         with self._database.write() as connection:
-            known = connection.execute(select(user.c.id, user.c.role).where(user.c.name == key)).one_or_none()
+            known = connection.execute(select(user).where(user.c.name == shown.casefold())).one_or_none()
             if known is not None and known.role != role:
                 raise StoreError(f"{shown} is taken: that name is known as {known.role}", advice="take another name")
             if known is not None:
                 return int(known.id)
-            now = now_ms()
-            added = connection.execute(
-                insert(user).values(name=key, display_name=shown, role=role, created_at=now).returning(user.c.id)
-            ).scalar_one()
-            connection.execute(
-                insert(event).values(
-                    at=now, user_id=added, verb="add", object="user", object_id=added, detail={"role": role}
-                )
-            )
-            return int(added)
+            return _add(connection, shown, role, None, now_ms())
 
-    def start_session(self, user_id: int, *, now: int | None = None) -> str:
-        """A fresh secret token that names this person for :data:`SESSION_SECONDS`."""
+    def find(self, name: str) -> Person | None:
+        """The person of this name."""
+        with self._database.read() as connection:
+            row = connection.execute(select(user).where(user.c.name == _key(name))).one_or_none()
+        return _person(row) if row is not None else None
+
+    def list(self) -> list[Person]:
+        """Everybody, programs included, by name."""
+        with self._database.read() as connection:
+            return [_person(row) for row in connection.execute(select(user).order_by(user.c.name))]
+
+    # Invitations
+
+    def invite(
+        self, role: str, *, by: int | None = None, days: int = 7, round_id: int | None = None, now: int | None = None
+    ) -> str:
+        """A secret token with which one person makes an account in this role, once.
+
+        Raises:
+            StoreError: there is no such role, or ``by`` is no admin.
+        """
+        _check_role(role)
         now = now_ms() if now is None else now
         token = secrets.token_urlsafe(32)
+        values = {"token_sha256": sha256(token), "role": role, "round_id": round_id, "created_by": by}
         with self._database.write() as connection:
-            connection.execute(delete(login_session).where(login_session.c.expires_at < now))
-            connection.execute(
-                insert(login_session).values(
-                    id_sha256=_sha256(token), user_id=user_id, created_at=now, expires_at=now + SESSION_SECONDS * 1000
-                )
-            )
+            _check_admin(connection, by)
+            connection.execute(insert(invite).values(created_at=now, expires_at=now + days * 86_400_000, **values))
+            log_event(connection, now, by, "invite", "user", None, {"role": role, "days": days})
         return token
 
-    def of_session(self, token: str, *, now: int | None = None) -> User | None:
-        """Whom a token names; None where it is unknown or has expired."""
+    def invited(self, token: str, *, now: int | None = None) -> Invite | None:
+        """What a token invites to; None where it is unknown, used or expired."""
         now = now_ms() if now is None else now
-        query = (
-            select(user.c.id, user.c.display_name, user.c.role)
-            .join(login_session, login_session.c.user_id == user.c.id)
-            .where(login_session.c.id_sha256 == _sha256(token), login_session.c.expires_at >= now)
-            .where(user.c.state == "active")
-        )
         with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return User(int(row[0]), row[1], row[2]) if row else None
+            return _invited(connection, token, now)
 
-    def end_session(self, token: str) -> None:
-        """Forget a token."""
+    def accept_invite(self, token: str, name: str, password: str, *, now: int | None = None) -> User:
+        """Make the account of somebody who was invited.
+
+        Raises:
+            LoginRefused: the token is unknown, used or expired.
+            StoreError: the name is taken or cannot be shown, or the password is not a good one.
+        """
+        now = now_ms() if now is None else now
+        with self._database.read() as connection:
+            if _invited(connection, token, now) is None:
+                raise _no_invite()
+        shown, kept = clean_name(name), passwords.hash_password(password)
         with self._database.write() as connection:
-            connection.execute(delete(login_session).where(login_session.c.id_sha256 == _sha256(token)))
+            found = _invited(connection, token, now)
+            if found is None:
+                raise _no_invite()
+            if connection.execute(select(user.c.id).where(user.c.name == shown.casefold())).one_or_none():
+                raise StoreError(f"{shown} is taken", advice="Take another name.")
+            id_ = _add(connection, shown, found.role, kept, now)
+            this = invite.c.token_sha256 == sha256(token)
+            connection.execute(update(invite).where(this).values(used_by=id_, used_at=now))
+            log_event(connection, now, id_, "accept invite", "user", id_, {"role": found.role})
+        return User(id_, shown, found.role)
+
+    # Passwords
+
+    def check_password(self, name: str, password: str, *, ip: str = "", now: int | None = None) -> User:
+        """The person whose name and password these are.
+
+        Raises:
+            LoginRefused: they are not, or the name or the address was tried too often.
+        """
+        now = now_ms() if now is None else now
+        key = _key(name)
+        with self._database.write() as connection:
+            passwords.count_attempt(connection, key, ip, now)
+            row = connection.execute(select(user).where(user.c.name == key)).one_or_none()
+        # Outside of the transaction: hashing takes long on purpose, and others want to judge.
+        right = passwords.verify(row.password_hash if row is not None else None, password)
+        with self._database.write() as connection:
+            if row is None or not right or person(connection, row.id).state != "active":
+                detail = {"name": key[:NAME_LENGTH], "ip": ip[:60]}
+                log_event(connection, now, int(row.id) if row else None, "refuse", "sign in", None, detail)
+                refused = True
+            else:
+                passwords.forgive(connection, key, ip)
+                refused = False
+        if refused or row is None:
+            raise LoginRefused("the name or the password is wrong")
+        if passwords.is_outdated(row.password_hash):
+            fresh = passwords.hash_password(password)
+            with self._database.write() as connection:
+                connection.execute(update(user).where(user.c.id == row.id).values(password_hash=fresh))
+        return User(int(row.id), row.display_name, row.role, row.locale)
+
+    def set_password(self, user_id: int, password: str, *, by: int | None = None, keep: str | None = None) -> None:
+        """Give a person a new password and end their sessions, except that of the token ``keep``.
+
+        Raises:
+            StoreError: it is not a good password, or ``by`` is neither an admin nor this person.
+        """
+        kept = passwords.hash_password(password)
+        now = now_ms()
+        with self._database.write() as connection:
+            if by != user_id:
+                _check_admin(connection, by)
+            if person(connection, user_id).role not in ROLES:
+                raise StoreError("a program has no password")
+            connection.execute(update(user).where(user.c.id == user_id).values(password_hash=kept))
+            end_sessions(connection, user_id, now, keep=keep)
+            log_event(connection, now, by, "set password", "user", user_id)
+
+    # Rights
+
+    def set_role(self, user_id: int, role: str, *, by: int | None = None) -> None:
+        """Change what a person may do; they have to sign in again.
+
+        Raises:
+            StoreError: there is no such role, this is a program or the last admin, or ``by`` is no admin.
+        """
+        _check_role(role)
+        self._change(user_id, {"role": role}, "set role", by, {"role": role})
+
+    def block(self, user_id: int, *, by: int | None = None) -> None:
+        """Let a person do nothing any more; their judgements stay, their sessions end.
+
+        Raises:
+            StoreError: this is the last admin, or ``by`` is no admin.
+        """
+        self._change(user_id, {"state": "blocked"}, "block", by)
+
+    def unblock(self, user_id: int, *, by: int | None = None) -> None:
+        """Let a blocked person in again.
+
+        Raises:
+            StoreError: ``by`` is no admin.
+        """
+        self._change(user_id, {"state": "active"}, "unblock", by)
+
+    def set_locale(self, user_id: int, locale: str | None) -> None:
+        """The language in which a person wants the pages; None for their browser's.
+
+        Raises:
+            StoreError: it is not the name of a language, such as ``fa`` or ``pt-BR``.
+        """
+        if locale is not None and not re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}", locale):
+            raise StoreError(f"{locale!r} names no language", advice="Use a language tag such as fa or pt-BR.")
+        with self._database.write() as connection:
+            connection.execute(update(user).where(user.c.id == user_id).values(locale=locale))
+
+    def _change(
+        self, user_id: int, values: dict[str, str], verb: str, by: int | None, detail: dict[str, str] | None = None
+    ) -> None:
+        now = now_ms()
+        with self._database.write() as connection:
+            _check_admin(connection, by)
+            row = person(connection, user_id)
+            if row.role not in ROLES and "role" in values:
+                raise StoreError(f"{row.display_name} is a program: its role stays {row.role}")
+            if all(row._mapping[key] == value for key, value in values.items()):
+                return
+            stays = {"role": row.role, "state": row.state, **values}
+            if (row.role, row.state) == ("admin", "active") and (stays["role"], stays["state"]) != ("admin", "active"):
+                admins = select(func.count()).select_from(user).where(user.c.role == "admin", user.c.state == "active")
+                if connection.execute(admins).scalar_one() == 1:
+                    raise StoreError(f"{row.display_name} is the last admin", advice="Make somebody else admin first.")
+            connection.execute(update(user).where(user.c.id == user_id).values(**values))
+            end_sessions(connection, user_id, now)
+            log_event(connection, now, by, verb, "user", user_id, detail)
 
 
 def clean_name(name: str) -> str:
@@ -108,5 +256,52 @@ def clean_name(name: str) -> str:
     return shown
 
 
-def _sha256(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+def _key(name: str) -> str:
+    """The name under which a person is looked up; what cannot be a name finds nobody."""
+    shown = " ".join(unicodedata.normalize("NFC", name[:1000]).split()).casefold()
+    return "".join(c for c in shown if unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+def _add(connection: Connection, shown: str, role: str, password_hash: str | None, now: int) -> int:
+    values = {"name": shown.casefold(), "display_name": shown, "role": role, "password_hash": password_hash}
+    added = insert(user).values(created_at=now, **values).returning(user.c.id)
+    id_ = int(connection.execute(added).scalar_one())
+    log_event(connection, now, id_, "add", "user", id_, {"role": role})
+    return id_
+
+
+def _invited(connection: Connection, token: str, now: int) -> Invite | None:
+    good = (invite.c.token_sha256 == sha256(token)) & invite.c.used_at.is_(None) & (invite.c.expires_at >= now)
+    row = connection.execute(select(invite).where(good)).one_or_none()
+    return Invite(row.role, row.round_id, int(row.expires_at)) if row is not None else None
+
+
+def _no_invite() -> LoginRefused:
+    return LoginRefused("this invitation has been used, or its time is over", advice="Ask for a new one.")
+
+
+def _check_role(role: str) -> None:
+    if role not in ROLES:
+        raise StoreError(f"there is no role {role!r}", advice=f"Roles: {', '.join(ROLES)}")
+
+
+def _check_admin(connection: Connection, by: int | None) -> None:
+    """Nobody (None) is the command line, which only those reach who may change the store's file."""
+    if by is None:
+        return
+    doer = person(connection, by)
+    if doer.role != "admin" or doer.state != "active":
+        raise StoreError(f"{doer.display_name} is {doer.role} and may not do that", advice="Ask an admin.")
+
+
+def _person(row: Row[Any]) -> Person:
+    return Person(
+        id=int(row.id),
+        name=row.display_name,
+        role=row.role,
+        state=row.state,
+        has_password=row.password_hash is not None,
+        locale=row.locale,
+        created_at=int(row.created_at),
+        last_seen_at=row.last_seen_at,
+    )
