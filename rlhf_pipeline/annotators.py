@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlhf_pipeline.comparisons import OPPOSITE, Label, Pair, best, decided, is_right, shown_ends
+from rlhf_pipeline.comparisons import OPPOSITE, Label, Pair, best, decided, shown_ends
 from rlhf_pipeline.metrics import wilson_interval
 from rlhf_pipeline.reliability import (
     DawidSkene,
@@ -20,6 +20,7 @@ from rlhf_pipeline.reliability import (
     self_agreement,
     too_fast,
 )
+from rlhf_pipeline.store.forms import is_right
 from rlhf_pipeline.store.records import JudgementRow, TaskRow
 
 _RARE = 3.290527  # what chance exceeds once in a thousand: notes name people, so they must not come by chance
@@ -150,7 +151,7 @@ def _gold(tasks: Mapping[int, TaskRow], rows: Sequence[JudgementRow], purposes: 
     for row in rows:
         task = tasks[row.task_id]
         if task.gold is not None and row.purpose in purposes and row.choice != "skip":
-            right.append(is_right(row, task.gold, len(task.responses)))
+            right.append(is_right(task.gold, row))
     return proportion(right)
 
 

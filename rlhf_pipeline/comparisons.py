@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Literal
 
-from rlhf_pipeline.store.records import Gold, JudgementRow, TaskRow
+from rlhf_pipeline.store.records import JudgementRow, TaskRow
 
 Pair = tuple[int, int, int]
 """Task id and two of its response ids, in canonical order."""
@@ -44,14 +44,6 @@ def best(row: JudgementRow) -> tuple[str, frozenset[int]]:
     if row.choice == "ranking" and row.ranking:
         return "response", frozenset(row.ranking[0])
     return row.choice, frozenset() if row.response_id is None else frozenset((row.response_id,))
-
-
-def is_right(row: JudgementRow, gold: Gold, responses: int) -> bool:
-    """Whether a judgement gives the known answer; a ranking of ``responses`` does if its top is that answer."""
-    kind, top = best(row)
-    if row.choice == "ranking" and gold.choice == "tie":
-        return len(top) == responses
-    return kind == gold.choice and (gold.response_id is None or top == {gold.response_id})
 
 
 def decided(row: JudgementRow, task: TaskRow, first: int, last: int) -> tuple[int, int] | None:

@@ -43,8 +43,13 @@ def check_answer(form: Form, answer: Answer, responses: Collection[int]) -> None
 
 
 def is_right(gold: Gold, given: Any) -> bool:
-    """Whether an answer or a judgement is the known one; a ranking is right with the right response alone in front."""
-    if gold.choice == "response" and given.ranking:
+    """Whether an answer or a judgement is the known one.
+
+    A ranking is right with the right response alone in front, or, where a tie is right, with all as equals.
+    """
+    if given.ranking and gold.choice == "tie":
+        return len(given.ranking) == 1
+    if given.ranking:
         return tuple(given.ranking[0]) == (gold.response_id,)
     return bool(given.choice == gold.choice and given.response_id == gold.response_id)
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_pipeline.comparisons import best, compared, decided, is_right, shown_ends, signed
+from rlhf_pipeline.comparisons import best, compared, decided, shown_ends, signed
+from rlhf_pipeline.store.forms import is_right
 from rlhf_pipeline.store.records import Gold
 from tests.rlhf_pipeline.made_up_round import said, task
 
@@ -56,7 +57,7 @@ def test_what_a_judgement_comes_down_to() -> None:
     ],
 )
 def test_right_or_wrong(row: object, gold: Gold, right: bool) -> None:
-    assert is_right(row, gold, 3) is right
+    assert is_right(gold, row) is right
 
 
 def test_who_won_between_two() -> None:
