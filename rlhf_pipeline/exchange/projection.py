@@ -1,0 +1,245 @@
+"""Judgements to what is trained on: pairs with a better side, and single responses that are good or bad.
+
+Every decision is made once for all formats here, and what it leaves out is counted in the :class:`Ledger`:
+
+- current judgements only, of purpose "judge"; where an admin has adjudicated, the admin's alone; no skips;
+- a pair goes to the response with more than half of the votes. A tie, and "none is good", is half a vote for each; a
+  judge who said how sure they are gives that much of a vote. No two rows contradict each other: equal pairs of
+  different tasks are decided together;
+- a ranking is a vote on each of its pairs; tied responses are a tie. The pairs of one task weigh 1 together;
+- a corrected response is better than the original; both are a pair of their own;
+- a response is good (KTO) where more than half of its judges find it so: it was chosen, stands first in a ranking, or
+  is tied with all others; bad where it was not chosen, stands last, or none is good.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from rlhf_pipeline.exchange.judged import JudgedRound, JudgedTask, Verdict, current
+from rlhf_pipeline.exchange.rules import Ledger, Terms
+from rlhf_pipeline.records import Prompt
+
+_EVEN = 1e-9
+JUDGEMENT_RULES = ("superseded", "purpose", "skip", "adjudicated")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A better and a worse response to one prompt.
+
+    Args:
+        probability: share of the votes for ``chosen``, above 0.5.
+        margin: mean over the judges who chose ``chosen`` and said how much better it is; None where none did.
+        weight: 1 / number of pairs that come from the same task.
+        source: "judgement" or "correction".
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    probability: float
+    margin: float | None
+    judgements: int
+    source: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A response that is good or bad by itself."""
+
+    prompt: Prompt
+    response: str
+    good: bool
+    judgements: int
+
+
+@dataclass(slots=True)
+class _Votes:
+    """Votes on whether the first of two responses is the better one."""
+
+    group: str
+    source: str
+    shares: list[float] = field(default_factory=list)
+    margins: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
+    choices: Counter[str] = field(default_factory=Counter)
+
+
+def counted(task: JudgedTask, ledger: Ledger, terms: Terms) -> list[Verdict]:
+    """The judgements of a task that count; none where the task is left out."""
+    ledger.apply(*JUDGEMENT_RULES, *(["flagged"] if terms.drop_flagged else []))
+    standing = current(task.verdicts)
+    ledger.remove("superseded", len(task.verdicts) - len(standing))
+    real = [v for v in standing if v.purpose in ("judge", "adjudicate")]
+    ledger.remove("purpose", len(standing) - len(real))
+    if terms.drop_flagged and any(v.flags for v in real):
+        ledger.remove("flagged", len(real))
+        return []
+    judged = [v for v in real if v.choice != "skip"]
+    ledger.remove("skip", len(real) - len(judged))
+    decisions = [v for v in judged if v.purpose == "adjudicate"]
+    if decisions:
+        ledger.remove("adjudicated", len(judged) - 1)
+        return decisions[-1:]
+    return judged
+
+
+def pairs_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Pair]:
+    """The decided pairs of a round, in the order of its tasks."""
+    ledger.apply("tie", "all_bad", "even", "unchanged", *([] if terms.corrections else ["corrections"]))
+    votes: dict[tuple[Prompt, str, str], _Votes] = {}
+    for number, task in enumerate(judged.tasks):
+        verdicts = counted(task, ledger, terms)
+        for first, second in combinations(range(len(task.responses)), 2):
+            _vote(votes, task, first, second, verdicts, group=str(number))
+        for verdict in verdicts:
+            _vote_for_correction(votes, task, verdict, ledger, terms, group=f"{number} corrected")
+    decided = [
+        (pair, ballot.group)
+        for (prompt, first, second), ballot in votes.items()
+        if (pair := _decide(prompt, first, second, ballot, ledger)) and _is_wanted(pair, ledger, terms)
+    ]
+    sizes = Counter(group for _, group in decided)
+    return [
+        Pair(p.prompt, p.chosen, p.rejected, p.probability, p.margin, p.judgements, p.source, 1 / sizes[group])
+        for p, group in decided
+    ]
+
+
+def vote(verdict: Verdict, first: int, second: int) -> float | None:
+    """How much of a vote a judgement gives ``first`` over ``second`` (0 to 1); None where it says nothing of them."""
+    if verdict.choice in ("tie", "all_bad"):
+        return 0.5
+    if verdict.ranking is not None:
+        rank = {place: position for position, group in enumerate(verdict.ranking) for place in group}
+        return 0.5 if rank[first] == rank[second] else float(rank[first] < rank[second])
+    sure = 1.0 if verdict.probability is None else verdict.probability
+    if verdict.response == first:
+        return sure
+    return 1 - sure if verdict.response == second else None
+
+
+def _vote(
+    votes: dict[tuple[Prompt, str, str], _Votes],
+    task: JudgedTask,
+    first: int,
+    second: int,
+    verdicts: Sequence[Verdict],
+    *,
+    group: str,
+) -> None:
+    a, b = sorted((task.responses[first].text, task.responses[second].text))
+    swapped = task.responses[first].text != a
+    for verdict in verdicts:
+        share = vote(verdict, first, second)
+        if share is None:
+            continue
+        ballot = votes.setdefault((task.prompt, a, b), _Votes(group, "judgement"))
+        ballot.shares.append(1 - share if swapped else share)
+        ballot.choices["tie" if verdict.ranking is not None and share == 0.5 else verdict.choice] += 1
+        if verdict.margin is not None and verdict.choice == "response":
+            ballot.margins[(verdict.response == first) != swapped].append(verdict.margin)
+
+
+def _vote_for_correction(
+    votes: dict[tuple[Prompt, str, str], _Votes],
+    task: JudgedTask,
+    verdict: Verdict,
+    ledger: Ledger,
+    terms: Terms,
+    *,
+    group: str,
+) -> None:
+    if verdict.corrected is None or verdict.correction is None:
+        return
+    original = task.responses[verdict.corrected].text
+    if not terms.corrections:
+        ledger.remove("corrections")
+    elif original == verdict.correction:
+        ledger.remove("unchanged")
+    else:
+        a, b = sorted((verdict.correction, original))
+        ballot = votes.setdefault((task.prompt, a, b), _Votes(group, "correction"))
+        ballot.shares.append(float(a == verdict.correction))
+        ballot.choices["correction"] += 1
+
+
+def _decide(prompt: Prompt, first: str, second: str, ballot: _Votes, ledger: Ledger) -> Pair | None:
+    share = sum(ballot.shares) / len(ballot.shares)
+    if abs(share - 0.5) < _EVEN:
+        kinds = set(ballot.choices)
+        ledger.remove("tie" if kinds == {"tie"} else "all_bad" if kinds == {"all_bad"} else "even")
+        return None
+    first_is_better = share > 0.5
+    margins = ballot.margins[first_is_better]
+    return Pair(
+        prompt=prompt,
+        chosen=first if first_is_better else second,
+        rejected=second if first_is_better else first,
+        probability=max(share, 1 - share),
+        margin=sum(margins) / len(margins) if margins else None,
+        judgements=len(ballot.shares),
+        source=ballot.source,
+    )
+
+
+def _is_wanted(pair: Pair, ledger: Ledger, terms: Terms) -> bool:
+    if terms.min_margin is not None:
+        ledger.apply("no_margin", "min_margin")
+        if pair.margin is None:
+            ledger.remove("no_margin")
+            return False
+        if pair.margin < terms.min_margin:
+            ledger.remove("min_margin")
+            return False
+    if terms.min_probability > 0.5:
+        ledger.apply("min_probability")
+        if pair.probability < terms.min_probability:
+            ledger.remove("min_probability")
+            return False
+    return True
+
+
+def labelled_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Labelled]:
+    """Every response on which the judges agree that it is good, or bad, once each."""
+    ledger.apply("middle", "divided", "unchanged", *([] if terms.corrections else ["corrections"]))
+    found: dict[tuple[Prompt, str], list[float]] = defaultdict(list)
+    for task in judged.tasks:
+        for verdict in counted(task, ledger, terms):
+            for place, response in enumerate(task.responses):
+                good = _goodness(verdict, place)
+                if good is None:
+                    ledger.remove("middle")
+                else:
+                    found[task.prompt, response.text].append(good)
+            if verdict.corrected is not None and verdict.correction is not None:
+                if not terms.corrections:
+                    ledger.remove("corrections")
+                elif verdict.correction == task.responses[verdict.corrected].text:
+                    ledger.remove("unchanged")
+                else:
+                    found[task.prompt, verdict.correction].append(1.0)
+    rows = []
+    for (prompt, text), votes in found.items():
+        share = sum(votes) / len(votes)
+        if abs(share - 0.5) < _EVEN:
+            ledger.remove("divided")
+        else:
+            rows.append(Labelled(prompt, text, share > 0.5, len(votes)))
+    return rows
+
+
+def _goodness(verdict: Verdict, place: int) -> float | None:
+    """How good a judgement finds a response (0 to 1); None where it does not say."""
+    if verdict.choice in ("tie", "all_bad"):
+        return float(verdict.choice == "tie")
+    if verdict.ranking is not None:
+        if place in verdict.ranking[0]:
+            return 1.0
+        return 0.0 if place in verdict.ranking[-1] else None
+    sure = 1.0 if verdict.probability is None else verdict.probability
+    return sure if place == verdict.response else 1 - sure
