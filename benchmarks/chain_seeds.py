@@ -53,12 +53,17 @@ def main() -> None:
 
 
 def run_seed(seed: int, config: Path, folder: Path, overrides: list[str]) -> tuple[dict, float]:
-    """The chain with one seed; returns the evaluation's metrics and the seconds of all stages."""
+    """The chain with one seed; returns the evaluation's metrics and the seconds until the last stage was done."""
     settings = [f"run.folder={folder}", f"run.seed={seed}", *overrides]
     command = [sys.executable, "-m", "stages", "run", str(config), *(part for s in settings for part in ("--set", s))]
     subprocess.run(command, check=True, cwd=ROOT)
-    manifests = [json.loads(path.read_text()) for path in folder.glob("*/manifest.json")]
-    return json.loads((folder / "evaluate" / "metrics.json").read_text()), sum(m["seconds"] for m in manifests)
+    return json.loads((folder / "evaluate" / "metrics.json").read_text()), seconds_until(folder, "evaluate")
+
+
+def seconds_until(folder: Path, stage: str) -> float:
+    """The time of a stage and of the longest way to it: stages that do not need each other run at once."""
+    manifest = json.loads((folder / stage / "manifest.json").read_text())
+    return manifest["seconds"] + max((seconds_until(folder, name) for name in manifest["inputs"]), default=0.0)
 
 
 def line(seed: int, name: str, row: dict) -> str:

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--limit", type=int, help="rows of each file; all when left out")
     parser.add_argument("--model", default="pocket")
+    parser.add_argument("--set", action="append", default=[], help="override, as of rlhf run")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "real")
     parser.add_argument("--out", type=Path, help="where the table goes; the terminal when left out")
     arguments = parser.parse_args()
@@ -51,11 +52,12 @@ def run_file(path: Path, arguments: argparse.Namespace) -> str:
     folder = arguments.runs / path.name.split(".")[0]
     settings = [f"run.folder={folder}", f"data.preferences.path={path}", f"model.name={arguments.model}"]
     settings += [f"data.preferences.limit={arguments.limit}"] if arguments.limit else []
+    settings += arguments.set
     command = [sys.executable, "-m", "stages", "run", "configs/hh.yaml"]
     subprocess.run([*command, *(part for s in settings for part in ("--set", s))], check=True, cwd=ROOT)
     manifests = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/manifest.json")}
     reward = manifests["reward"]["metrics"]
-    seconds = sum(m["seconds"] for m in manifests.values())
+    seconds = sum(m["seconds"] for m in manifests.values())  # of work: with run.parallel the run is shorter
     return (
         f"| {path.name} | {reward['rows']['train']:,} | {reward['rows']['held_out']:,} | {reward['accuracy']:.1%} "
         f"| {reward['accuracy_low']:.1%} to {reward['accuracy_high']:.1%} | {reward['length_baseline']:.1%} "

@@ -137,25 +137,23 @@ def _columns(pairs: Sequence[EncodedPair], reference: LogProbs) -> dict[str, lis
 
 
 def _logprobs(policy: Any, pairs: Sequence[EncodedPair], chat: ChatTokenizer, budget: int) -> LogProbs:
-    """Of every pair, at most ``budget`` tokens at once, without dropout."""
+    """Of every pair, at most ``budget`` tokens at once, without dropout; a response of several pairs is read once."""
     import torch
 
     from rlhf_pipeline.logprobs import micro_batches, pad_sequences, response_logprobs
     from rlhf_pipeline.models import quiet
 
     policy.eval()
-    prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
-    sums = [0.0] * len(prompts)
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+    both = [[(tuple(pair.prompt), tuple(response)) for response in (pair.chosen, pair.rejected)] for pair in pairs]
+    distinct = list(dict.fromkeys(row for rows in both for row in rows))
+    sums: dict[Any, float] = {}
     with quiet(), torch.no_grad():
-        for rows in micro_batches(lengths, budget):
-            batch = pad_sequences(
-                [prompts[i] for i in rows], [responses[i] for i in rows], pad_id=chat.pad_id, device=policy.device
-            )
-            for i, value in zip(rows, response_logprobs(policy, batch).sum(-1).tolist(), strict=True):
-                sums[i] = value
-    return list(zip(sums[::2], sums[1::2], strict=True))
+        for places in micro_batches([len(prompt) + len(response) for prompt, response in distinct], budget):
+            rows = [distinct[i] for i in places]
+            prompts, responses = zip(*rows, strict=True)
+            batch = pad_sequences(prompts, responses, pad_id=chat.pad_id, device=policy.device)
+            sums.update(zip(rows, response_logprobs(policy, batch).sum(-1).tolist(), strict=True))
+    return [(sums[chosen], sums[rejected]) for chosen, rejected in both]
 
 
 def _measure(before: LogProbs, after: LogProbs) -> dict[str, Any]:
