@@ -45,7 +45,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def rlhf(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, help="Print the version and leave.")
     ] = False,
 ) -> None:
     """From a base model, prompts and people's judgements to an aligned chat model."""

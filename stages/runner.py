@@ -127,10 +127,8 @@ def _run_stage(
     identity: Mapping[str, Any] | None,
 ) -> StageState:
     before = states[stage.name]
-    say(
-        f"{stage.name}: {stage.summary}"
-        + (f" ({before.state}: {'; '.join(before.reasons[:3])})" if before.reasons else "")
-    )
+    why = f" ({before.state}: {'; '.join(before.reasons[:3])})" if before.reasons else ""
+    say(f"{stage.name}: {stage.summary}{why if before.state != 'waiting' else ''}")  # people are counted anew below
     inputs = _open_inputs(stage, states, identity)
     made_by = {
         "stage": stage.name,
@@ -218,14 +216,15 @@ def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
         json.dumps({key: made_by[key] for key in ("settings", "inputs", "data", "base", "tokenizer")})
     )
     path = partial / FINGERPRINT
+    if (partial / WAITING).is_file():  # what people do is kept in the store
+        shutil.rmtree(partial)
     if path.is_file():
         before = json.loads(path.read_text())
         changed = differences(before["settings"], fingerprint["settings"])
         if {**before, "settings": None} != {**fingerprint, "settings": None}:
             changed.append("its inputs changed")
         if not changed:
-            for name in (WAITING, FAILED):
-                (partial / name).unlink(missing_ok=True)
+            (partial / FAILED).unlink(missing_ok=True)
             say(f"  resuming what was interrupted in {partial}")
             return partial
         say(f"  the interrupted try was made with other settings ({'; '.join(changed[:3])}): starting over")

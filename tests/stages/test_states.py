@@ -293,7 +293,7 @@ def test_a_half_made_stage_of_another_version_is_started_over(run_of, monkeypatc
     assert "starting over" in capsys.readouterr().out
 
 
-def test_waiting_is_a_state_with_its_words(run_of, monkeypatch) -> None:
+def test_waiting_is_a_state_with_its_words(run_of, monkeypatch, capsys) -> None:
     settings = run_of()
 
     def waits(job: Job) -> dict[str, Any]:
@@ -304,6 +304,10 @@ def test_waiting_is_a_state_with_its_words(run_of, monkeypatch) -> None:
         runner.run(settings)
     assert states(settings) == {"sft": "complete", "sample": "complete", "collect": "waiting"}
     assert "12 of 40" in reasons(settings, "collect")
+    capsys.readouterr()
+    with pytest.raises(WaitingForPeople):
+        runner.run(settings)
+    assert capsys.readouterr().out.endswith("\ncollect: judgements → preferences\n"), "no old number, no interruption"
     monkeypatch.setattr(collect, "run", writes_a_file)
     runner.run(settings)
     assert set(states(settings).values()) == {"complete"}
