@@ -154,7 +154,7 @@ def check_editable(connection: Connection, given: Row[Any], now: int) -> None:
     if given.edit_minutes is None:
         return
     first = select(func.min(judgement.c.received_at)).where(judgement.c.assignment_id == given.id)
-    if now - (connection.execute(first).scalar() or now) > given.edit_minutes * 60_000:
+    if now - int(connection.execute(first).scalar_one()) > given.edit_minutes * 60_000:
         raise AnswerRefused(f"judgements can be changed for {given.edit_minutes} minutes; this one is older")
 
 

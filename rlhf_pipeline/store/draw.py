@@ -95,10 +95,10 @@ def _draw(connection: Connection, terms: Row[Any], person: Row[Any], n: int) -> 
 
 def _seen(person: Row[Any], *purposes: str) -> ColumnElement[bool]:
     """That the person has, or has had, the task (for one of these purposes)."""
-    given = exists().where(
-        assignment.c.task_id == task.c.id, assignment.c.user_id == person.id, assignment.c.state.in_(TASK_GIVEN)
-    )
-    return given.where(assignment.c.purpose.in_(purposes)) if purposes else given
+    given = assignment.alias("given")
+    ours = given.c.task_id == task.c.id, given.c.user_id == person.id, given.c.state.in_(TASK_GIVEN)
+    found = exists().where(*ours)
+    return found.where(given.c.purpose.in_(purposes)) if purposes else found
 
 
 def _pools(connection: Connection, terms: Row[Any], person: Row[Any], n: int) -> tuple[list[int], list[int]]:
