@@ -18,7 +18,7 @@ from typing import Any
 from rlhf_pipeline.data.formats import RowProblem
 from rlhf_pipeline.errors import UsageError
 from rlhf_pipeline.exchange import fields
-from rlhf_pipeline.exchange.controls import NONE, STRENGTHS, answers_of, is_question, response_name, verdict_of
+from rlhf_pipeline.exchange.controls import NONE, STRENGTHS, answers_of, is_question, response_name, skip_of, verdict_of
 from rlhf_pipeline.exchange.full import form_of
 from rlhf_pipeline.exchange.judged import JudgedRound, JudgedTask, Verdict, canonical, comparable
 from rlhf_pipeline.records import Message, Prompt
@@ -29,6 +29,7 @@ WIDEST_RANKING = 9  # 256 patterns of ties; Argilla takes 500 labels
 _RESPONSE = re.compile(r"response_[1-9][0-9]*")
 _MAIN = "preference"
 _RANKED = "ranked"
+_SKIPPED = ".skipped"  # no question has such a name
 _SUFFIXES = (".responses", ".responses.users", ".responses.status")
 _NOT_ASKED = ("probability", "margin")  # Argilla has no question for a number
 _COUNTS = {"submitted": True, "discarded": True, "draft": False, None: True}
@@ -45,12 +46,15 @@ def write_flat(judged: JudgedRound, tasks: Sequence[tuple[JudgedTask, Sequence[V
     for task, verdicts in tasks:
         record = _record(judged, task, verdicts)
         row = {name: record[name] for name in ("id", "status", "_server_id")} | record["fields"] | record["metadata"]
+        skipped = [user_id(v.by) for v in verdicts if v.choice == "skip"]
         answers = {
-            q: [(a["value"], a["user_id"], "submitted") for a in said] for q, said in record["responses"].items()
+            question: [
+                (a["value"], a["user_id"], "discarded" if a["user_id"] in skipped else "submitted") for a in said
+            ]
+            for question, said in record["responses"].items()
         }
-        skips = [(None, user_id(v.by), "discarded") for v in verdicts if v.choice == "skip"]
-        if skips:
-            answers[_MAIN] = answers.get(_MAIN, []) + skips
+        if skipped:
+            answers[_MAIN] = answers.get(_MAIN, []) + [(None, by, "discarded") for by in skipped]
         for question, given in answers.items():
             for suffix, column in zip(_SUFFIXES, zip(*given, strict=True), strict=True):
                 row[f"{question}{suffix}"] = list(column)
@@ -255,21 +259,22 @@ def _flat_parts(row: Mapping[str, Any]) -> tuple[Said, Mapping[str, Any], Mappin
             )
         for value, by, state in zip(values, users, states, strict=True):
             if _COUNTS[fields.one_of(state, name + ".status", _COUNTS)]:
-                said[by][question] = None if state == "discarded" else value
+                said[by] |= {question: value} | ({_SKIPPED: True} if state == "discarded" else {})
     return said, row, row
 
 
 def _verdict(by: str, said: Mapping[str, Any], form: Form, order: list[int], unknown: set[str]) -> Verdict:
     answers = {name: value for name, value in said.items() if value is not None}
-    if not answers:
-        return Verdict(by, "skip")
+    blank = Verdict(by, "skip")
+    if answers.pop(_SKIPPED, False) or not answers:
+        return skip_of({name: value for name, value in answers.items() if name in ("flags", "comment")}, form, blank)
     if "ranking" in answers:
         answers["ranking"] = _groups(answers["ranking"], answers.pop("ties", None))
     known = {name: value for name, value in answers.items() if is_question(name, form, len(order))}
     unknown |= set(answers) - set(known)
     if known.get(_MAIN) == _RANKED and "ranking" not in known:
         raise RowProblem("no ranking", f"{by} says to see the ranking, and there is none")
-    return verdict_of(known, form, order, Verdict(by, "skip"))
+    return verdict_of(known, form, order, blank)
 
 
 def _groups(ranking: Any, ties: Any) -> list[list[str]]:

@@ -22,24 +22,25 @@ Answers = dict[str, Any]
 
 
 def answers_of(verdict: Verdict, form: Form) -> Answers:
-    """What a judgement says, by question; a skip says nothing. A ranking is a list of groups of ``response_N``."""
+    """What a judgement says, by question; of a skip, what was remarked. A ranking is a list of groups of responses."""
+    said: Answers = {
+        "flags": [f"flag_{form.flags.index(flag) + 1}" for flag in verdict.flags if flag in form.flags] or None,
+        "comment": verdict.comment,
+    }
     if verdict.choice == "skip":
-        return {}
-    said: Answers = {}
+        return {name: value for name, value in said.items() if value is not None}
     if verdict.ranking is not None:
         said["ranking"] = [[response_name(place) for place in group] for group in verdict.ranking]
     else:
         said["preference"] = verdict.choice if verdict.response is None else response_name(verdict.response)
     said |= {"strength": verdict.strength, "probability": verdict.probability}
     said["margin"] = None if verdict.margin == verdict.strength else verdict.margin
-    for place, broken in verdict.rules.items():
+    for place, broken in sorted(verdict.rules.items()):
         known = [f"rule_{form.rules.index(rule) + 1}" for rule in broken if rule in form.rules]
         said[f"rules_{place + 1}"] = known or [NONE]
-    for place, ratings in verdict.ratings.items():
+    for place, ratings in sorted(verdict.ratings.items()):
         for index, attribute in enumerate(form.attributes, start=1):
             said[f"rating_{index}_{place + 1}"] = ratings.get(attribute.name)
-    said["flags"] = [f"flag_{form.flags.index(flag) + 1}" for flag in verdict.flags if flag in form.flags] or None
-    said["comment"] = verdict.comment
     if verdict.corrected is not None:
         said[f"correction_{verdict.corrected + 1}"] = verdict.correction
     return {name: value for name, value in said.items() if value is not None}
@@ -69,7 +70,7 @@ def verdict_of(answers: Mapping[str, Any], form: Form, order: list[int], blank: 
                 raise RowProblem("two corrections", "one response of a task may be corrected")
             corrected, correction = place, fields.text(text, f"correction_{number}")
     return replace(
-        blank,
+        skip_of(answers, form, blank),
         choice=choice,
         response=response,
         ranking=ranking,
@@ -78,10 +79,17 @@ def verdict_of(answers: Mapping[str, Any], form: Form, order: list[int], blank: 
         margin=margin if margin is not None or strength is None else float(strength),
         rules=dict(sorted(rules.items())),
         ratings=dict(sorted(ratings.items())),
-        flags=_named(answers.get("flags", []), "flag", form.flags, "flags"),
-        comment=fields.optional(fields.text, answers.get("comment"), "comment"),
         corrected=corrected,
         correction=correction,
+    )
+
+
+def skip_of(answers: Mapping[str, Any], form: Form, blank: Verdict) -> Verdict:
+    """``blank``, a skip, with what was remarked."""
+    return replace(
+        blank,
+        flags=_named(answers.get("flags", []), "flag", form.flags, "flags"),
+        comment=fields.optional(fields.text, answers.get("comment"), "comment"),
     )
 
 

@@ -14,7 +14,16 @@ from xml.sax.saxutils import quoteattr
 
 from rlhf_pipeline.data.formats import RowProblem
 from rlhf_pipeline.exchange import fields
-from rlhf_pipeline.exchange.controls import NONE, STRENGTHS, Answers, answers_of, is_question, response_name, verdict_of
+from rlhf_pipeline.exchange.controls import (
+    NONE,
+    STRENGTHS,
+    Answers,
+    answers_of,
+    is_question,
+    response_name,
+    skip_of,
+    verdict_of,
+)
 from rlhf_pipeline.exchange.full import form_of
 from rlhf_pipeline.exchange.judged import JudgedRound, JudgedTask, Verdict, canonical, comparable
 from rlhf_pipeline.exchange.pseudonyms import number_of
@@ -205,8 +214,6 @@ def _verdict(row: Mapping[str, Any], form: Form, order: list[int], at: str, unkn
         received_at=_moment(row.get("created_at"), f"{at}.created_at"),
         active_ms=None if lead_time is None else round(lead_time * 1000),
     )
-    if row.get("was_cancelled") is True:
-        return blank
     answers: Answers = {}
     ranks: dict[str, int] = {}
     for index, item in enumerate(fields.sequence(row.get("result"), f"{at}.result"), start=1):
@@ -219,6 +226,8 @@ def _verdict(row: Mapping[str, Any], form: Form, order: list[int], at: str, unkn
         answers["ranking"] = list(by_rank.values())
     known = {name: value for name, value in answers.items() if is_question(name, form, len(order))}
     unknown += [name for name in answers if name not in known]
+    if row.get("was_cancelled") is True:
+        return skip_of(known, form, blank)
     return verdict_of(known, form, order, blank)
 
 

@@ -91,6 +91,8 @@ def counted(task: JudgedTask, ledger: Ledger, terms: Terms) -> list[Verdict]:
 def pairs_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Pair]:
     """The decided pairs of a round, in the order of its tasks."""
     ledger.apply("tie", "all_bad", "even", "unchanged", *([] if terms.corrections else ["corrections"]))
+    ledger.apply(*(["no_margin", "min_margin"] if terms.min_margin is not None else []))
+    ledger.apply(*(["min_probability"] if terms.min_probability > 0.5 else []))
     votes: dict[tuple[Prompt, str, str], _Votes] = {}
     for number, task in enumerate(judged.tasks):
         verdicts = counted(task, ledger, terms)
@@ -189,18 +191,15 @@ def _decide(prompt: Prompt, first: str, second: str, ballot: _Votes, ledger: Led
 
 def _is_wanted(pair: Pair, ledger: Ledger, terms: Terms) -> bool:
     if terms.min_margin is not None:
-        ledger.apply("no_margin", "min_margin")
         if pair.margin is None:
             ledger.remove("no_margin")
             return False
         if pair.margin < terms.min_margin:
             ledger.remove("min_margin")
             return False
-    if terms.min_probability > 0.5:
-        ledger.apply("min_probability")
-        if pair.probability < terms.min_probability:
-            ledger.remove("min_probability")
-            return False
+    if pair.probability < terms.min_probability:
+        ledger.remove("min_probability")
+        return False
     return True
 
 
