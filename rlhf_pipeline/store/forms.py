@@ -137,5 +137,7 @@ def _check_words(form: Form, answer: Answer, responses: Collection[int]) -> None
         raise AnswerRefused(f"response {answer.corrected_id} is not one of its task")
     if not answer.correction.strip():
         raise AnswerRefused("the corrected response is empty")
+    if any("\ud800" <= c <= "\udfff" for c in answer.correction):
+        raise AnswerRefused("the corrected response holds half of a character, which no file can keep")
     if len(answer.correction) > LONGEST_CORRECTION:
         raise AnswerRefused(f"the corrected response is longer than {LONGEST_CORRECTION:,} characters")

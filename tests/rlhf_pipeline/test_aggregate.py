@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from rlhf_pipeline.aggregate import aggregate, raw_agreement
+from rlhf_pipeline.aggregate import aggregate, demonstrations, raw_agreement
 from rlhf_pipeline.records import Message, Prompt
-from rlhf_pipeline.store.records import JudgementRow, StoredResponse, TaskRow
+from rlhf_pipeline.store.records import JudgementRow, Purpose, StoredResponse, TaskRow
 
 A, B = 1, 2
 
@@ -86,3 +88,117 @@ def test_side_and_length_shares() -> None:
     rows = [vote(1, A, left=A), vote(2, A, left=B), vote(3, B, left=B), vote(4, B, left=B), vote(5, "tie")]
     _, summary = aggregate([task()], rows, source="people")
     assert (summary.left_share, summary.longer_share, summary.annotators) == (0.75, 0.5, 5)
+
+
+# What counts
+
+
+@pytest.mark.parametrize("purpose", ["gold", "repeat", "training"])
+def test_only_what_was_given_to_be_judged_counts(purpose: Purpose) -> None:
+    other = replace(vote(2, B), purpose=purpose)
+    [preference], summary = aggregate([task()], [vote(1, A), other], source="people")
+    assert (preference.chosen, preference.probability, preference.judgements) == ("short", 1.0, 1)
+    assert (summary.judgements, summary.annotators, summary.agreement_pairs) == (1, 1, 0)
+    assert aggregate([task()], [other], source="people")[0] == []
+
+
+def test_late_work_counts() -> None:
+    [preference], _ = aggregate([task()], [vote(1, A), replace(vote(2, A), late=True)], source="people")
+    assert preference.judgements == 2
+
+
+def decided(choice: int | str, id_: int = 900) -> JudgementRow:
+    return replace(vote(9, choice), id=id_, purpose="adjudicate")
+
+
+def test_an_admins_decision_takes_the_place_of_the_votes() -> None:
+    votes = [vote(1, A), vote(2, A), vote(3, B), vote(4, "skip")]
+    [preference], summary = aggregate([task()], [*votes, decided(B)], source="people")
+    assert (preference.chosen, preference.probability, preference.judgements) == ("much longer", 1.0, 3)
+    assert preference.meta["adjudicated"] is True
+    assert preference.meta["votes"] == {"chosen": 1, "rejected": 2, "tie": 0, "all_bad": 0, "skip": 1}
+    assert (summary.adjudicated, summary.judgements, summary.annotators) == (1, 3, 3)
+    [last], _ = aggregate([task()], [*votes, decided(B), decided(A, 901)], source="people")
+    assert last.chosen == "short"
+
+
+@pytest.mark.parametrize(("choice", "counts"), [("tie", (1, 1, 0)), ("all_bad", (1, 1, 0)), ("skip", (0, 0, 1))])
+def test_an_admin_may_decide_for_neither(choice: str, counts: tuple[int, int, int]) -> None:
+    preferences, summary = aggregate([task()], [vote(1, A), decided(choice)], source="people")
+    assert preferences == []
+    assert (summary.pairs, summary.ties, summary.skipped) == counts
+
+
+# Rankings
+
+
+def ranked(user: int, *groups: tuple[int, ...]) -> JudgementRow:
+    return replace(vote(user, "ranking"), ranking=groups)
+
+
+def three() -> TaskRow:
+    responses = tuple(StoredResponse(i, text, None, "") for i, text in ((1, "one"), (2, "two"), (3, "three")))
+    return TaskRow(1, "d1", Prompt((Message("user", "q"),)), responses, 1, 0, "open", {})
+
+
+def pairs_of(*rows: JudgementRow) -> list[tuple[str, str, float]]:
+    preferences, _ = aggregate([three()], rows, source="people")
+    assert sum(p.meta["weight"] for p in preferences) == pytest.approx(float(bool(preferences)))
+    assert {p.meta["task"] for p in preferences} <= {"d1"}
+    return [(p.chosen, p.rejected, pytest.approx(p.probability)) for p in preferences]
+
+
+def test_a_ranking_is_all_of_its_pairs() -> None:
+    assert pairs_of(ranked(1, (3,), (1,), (2,))) == [("one", "two", 1.0), ("three", "one", 1.0), ("three", "two", 1.0)]
+
+
+def test_equals_of_a_ranking_are_a_tie_and_the_rest_shares_the_weight() -> None:
+    preferences, summary = aggregate([three()], [ranked(1, (1, 2), (3,))], source="people")
+    assert [(p.chosen, p.rejected, p.meta["weight"]) for p in preferences] == [
+        ("one", "three", 0.5),
+        ("two", "three", 0.5),
+    ]
+    assert (summary.pairs, summary.ties, summary.preferences) == (3, 1, 2)
+    assert pairs_of(ranked(1, (1, 2, 3))) == []
+
+
+def test_rankings_of_several_people_are_votes_on_each_pair() -> None:
+    # one before two: yes yes no; one before three: yes tie yes; two before three: yes no yes
+    rows = [ranked(1, (1,), (2,), (3,)), ranked(2, (1, 3), (2,)), ranked(3, (2,), (1,), (3,))]
+    assert pairs_of(*rows) == [("one", "two", 2 / 3), ("one", "three", 5 / 6), ("two", "three", 2 / 3)]
+    [first, *_], _ = aggregate([three()], [*rows, replace(vote(4, "all_bad"))], source="people")
+    assert first.meta["votes"] == {"chosen": 2, "rejected": 1, "tie": 0, "all_bad": 1, "skip": 0}
+    assert first.probability == pytest.approx(2.5 / 4)
+
+
+def test_rankings_agree_pair_by_pair() -> None:
+    # of the three pairs the two people say the same of one before two and of one before three
+    assert raw_agreement([ranked(1, (1,), (2,), (3,)), ranked(2, (1,), (3,), (2,))]) == (pytest.approx(2 / 3), 3)
+
+
+def test_a_ranking_says_nothing_of_sides_and_lengths() -> None:
+    _, summary = aggregate([three()], [ranked(1, (1,), (2,), (3,))], source="people")
+    assert (summary.left_share, summary.longer_share, summary.judgements) == (None, None, 1)
+
+
+# Corrections
+
+
+def corrected(user: int, text: str, choice: int | str = "all_bad") -> JudgementRow:
+    return replace(vote(user, choice), corrected_id=10 + A, correction=text)
+
+
+def test_a_correction_is_better_than_the_original_and_a_demonstration() -> None:
+    rows = [corrected(1, "right", B), corrected(2, "right", B), corrected(3, "also right"), vote(4, B)]
+    rows.append(replace(corrected(5, "a test"), purpose="gold"))
+    preferences, summary = aggregate([task()], rows, source="people")
+    assert [(p.chosen, p.rejected, p.judgements, p.meta.get("correction")) for p in preferences] == [
+        ("much longer", "short", 4, None),
+        ("right", "short", 2, True),
+        ("also right", "short", 1, True),
+    ]
+    assert (summary.preferences, summary.corrections, summary.pairs) == (1, 2, 1)
+    assert [(d.prompt, d.response) for d in demonstrations([task()], rows)] == [
+        (task().prompt, "right"),
+        (task().prompt, "also right"),
+    ]

@@ -90,6 +90,7 @@ REFUSED: list[tuple[Form, Answer, tuple[int, ...], str]] = [
     (Form(correction=True), chosen(corrected_id=A), PAIR, "needs its text"),
     (Form(correction=True), chosen(corrected_id=99, correction="x"), PAIR, "response 99 is not one"),
     (Form(correction=True), chosen(corrected_id=A, correction=" \n"), PAIR, "is empty"),
+    (Form(correction=True), chosen(corrected_id=A, correction="x\ud83d"), PAIR, "half of a character"),
 ]
 
 
