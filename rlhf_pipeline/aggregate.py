@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf_pipeline.records import Demonstration, Preference
 from rlhf_pipeline.store.records import JudgementRow, StoredResponse, TaskRow
@@ -122,7 +122,7 @@ def raw_agreement(judgements: Sequence[JudgementRow]) -> tuple[float | None, int
             answers[(row.task_id,)].append((row.choice, row.response_id))
             continue
         for first, second in combinations(sorted(id_ for group in row.ranking for id_ in group), 2):
-            answers[row.task_id, first, second].append(_vote(row, first, second))
+            answers[row.task_id, first, second].append(vote(row, first, second))
     same = [a == b for given in answers.values() for a, b in combinations(given, 2)]
     return _share(same), len(same)
 
@@ -135,7 +135,7 @@ def _decide(
     deciding = votes if decision is None else [decision] if decision.choice != "skip" else []
     judged, found = 0, []
     for first, second in combinations(task.responses, 2):
-        shares = [share for row in deciding if (share := _vote(row, first.id, second.id)) is not None]
+        shares = [share for row in deciding if (share := vote(row, first.id, second.id)) is not None]
         if not shares:
             continue
         judged += 1
@@ -163,7 +163,18 @@ def _decide(
     return judged, found
 
 
-def _vote(row: JudgementRow, first: int, second: int) -> float | None:
+class Vote(Protocol):
+    """What a judgement says of responses, whatever the numbers are by which it names them."""
+
+    @property
+    def response_id(self) -> int | None: ...
+    @property
+    def ranking(self) -> tuple[tuple[int, ...], ...] | None: ...
+    @property
+    def probability(self) -> float | None: ...
+
+
+def vote(row: Vote, first: int, second: int) -> float | None:
     """How much of a vote a judgement gives the first of two responses; None where it says nothing of them."""
     if row.ranking is not None:
         place = {id_: number for number, group in enumerate(row.ranking) for id_ in group}
@@ -180,7 +191,7 @@ def _counts(votes: Sequence[JudgementRow], chosen: int, rejected: int) -> dict[s
         if row.choice == "response":
             found = {chosen: "chosen", rejected: "rejected"}.get(row.response_id or 0)
         elif row.choice == "ranking":
-            found = {1.0: "chosen", 0.0: "rejected"}.get(_vote(row, chosen, rejected) or 0.0, "tie")
+            found = {1.0: "chosen", 0.0: "rejected"}.get(vote(row, chosen, rejected) or 0.0, "tie")
         else:
             found = row.choice
         if found is not None:

@@ -83,6 +83,11 @@ class Verdict:
     identity: str = ""
     supersedes: str | None = None
 
+    @property
+    def response_id(self) -> int | None:
+        """The place of the better response, under the name that every kind of judgement has for it."""
+        return self.response
+
 
 @dataclass(frozen=True, slots=True)
 class JudgedTask:

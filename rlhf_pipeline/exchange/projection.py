@@ -2,12 +2,13 @@
 
 Every decision is made once for all formats here, and what it leaves out is counted in the :class:`Ledger`:
 
-- current judgements only, of purpose "judge"; where an admin has adjudicated, the admin's alone; no skips;
+- current judgements only, of purpose "judge"; where an admin has adjudicated, the admin's alone; no skips; each is the
+  vote of :func:`rlhf_pipeline.aggregate.vote`, so that an export decides as training on the round itself does;
 - a pair goes to the response with more than half of the votes. A tie, and "none is good", is half a vote for each; a
   judge who said how sure they are gives that much of a vote. No two rows contradict each other: equal pairs of
   different tasks are decided together;
 - a ranking is a vote on each of its pairs; tied responses are a tie. The pairs of one task weigh 1 together;
-- a corrected response is better than the original; both are a pair of their own;
+- a corrected response is better than the original, whoever decided the task; both are a pair of their own;
 - a response is good (KTO) where more than half of its judges find it so: it was chosen, stands first in a ranking, or
   is tied with all others; bad where it was not chosen, stands last, or none is good.
 """
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from rlhf_pipeline.aggregate import vote
 from rlhf_pipeline.exchange.judged import JudgedRound, JudgedTask, Verdict, current
 from rlhf_pipeline.exchange.rules import Ledger, Terms
 from rlhf_pipeline.records import Prompt
@@ -69,8 +71,8 @@ class _Votes:
     choices: Counter[str] = field(default_factory=Counter)
 
 
-def counted(task: JudgedTask, ledger: Ledger, terms: Terms) -> list[Verdict]:
-    """The judgements of a task that count; none where the task is left out."""
+def counted(task: JudgedTask, ledger: Ledger, terms: Terms) -> tuple[list[Verdict], list[Verdict]]:
+    """The judgements of a task that decide it, and those whose corrections count; none where the task is left out."""
     ledger.apply(*JUDGEMENT_RULES, *(["flagged"] if terms.drop_flagged else []))
     standing = current(task.verdicts)
     ledger.remove("superseded", len(task.verdicts) - len(standing))
@@ -78,14 +80,14 @@ def counted(task: JudgedTask, ledger: Ledger, terms: Terms) -> list[Verdict]:
     ledger.remove("purpose", len(standing) - len(real))
     if terms.drop_flagged and any(v.flags for v in real):
         ledger.remove("flagged", len(real))
-        return []
-    judged = [v for v in real if v.choice != "skip"]
-    ledger.remove("skip", len(real) - len(judged))
-    decisions = [v for v in judged if v.purpose == "adjudicate"]
-    if decisions:
-        ledger.remove("adjudicated", len(judged) - 1)
-        return decisions[-1:]
-    return judged
+        return [], []
+    corrections = [v for v in real if v.purpose == "judge" and v.correction is not None]
+    decisions = [v for v in real if v.purpose == "adjudicate"]
+    deciding = decisions[-1:] or real
+    ledger.remove("adjudicated", len(real) - len(deciding))
+    judged = [v for v in deciding if v.choice != "skip"]
+    ledger.remove("skip", len(deciding) - len(judged))
+    return judged, corrections
 
 
 def pairs_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Pair]:
@@ -95,10 +97,10 @@ def pairs_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Pair]:
     ledger.apply(*(["min_probability"] if terms.min_probability > 0.5 else []))
     votes: dict[tuple[Prompt, str, str], _Votes] = {}
     for number, task in enumerate(judged.tasks):
-        verdicts = counted(task, ledger, terms)
+        verdicts, corrections = counted(task, ledger, terms)
         for first, second in combinations(range(len(task.responses)), 2):
             _vote(votes, task, first, second, verdicts, group=str(number))
-        for verdict in verdicts:
+        for verdict in corrections:
             _vote_for_correction(votes, task, verdict, ledger, terms, group=f"{number} corrected")
     decided = [
         (pair, ballot.group)
@@ -110,19 +112,6 @@ def pairs_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Pair]:
         Pair(p.prompt, p.chosen, p.rejected, p.probability, p.margin, p.judgements, p.source, 1 / sizes[group])
         for p, group in decided
     ]
-
-
-def vote(verdict: Verdict, first: int, second: int) -> float | None:
-    """How much of a vote a judgement gives ``first`` over ``second`` (0 to 1); None where it says nothing of them."""
-    if verdict.choice in ("tie", "all_bad"):
-        return 0.5
-    if verdict.ranking is not None:
-        rank = {place: position for position, group in enumerate(verdict.ranking) for place in group}
-        return 0.5 if rank[first] == rank[second] else float(rank[first] < rank[second])
-    sure = 1.0 if verdict.probability is None else verdict.probability
-    if verdict.response == first:
-        return sure
-    return 1 - sure if verdict.response == second else None
 
 
 def _vote(
@@ -156,18 +145,26 @@ def _vote_for_correction(
     *,
     group: str,
 ) -> None:
+    written = _correction(task, verdict, ledger, terms)
+    if written is not None:
+        a, b = sorted(written)
+        ballot = votes.setdefault((task.prompt, a, b), _Votes(group, "correction"))
+        ballot.shares.append(float(a == written[0]))
+        ballot.choices["correction"] += 1
+
+
+def _correction(task: JudgedTask, verdict: Verdict, ledger: Ledger, terms: Terms) -> tuple[str, str] | None:
+    """A correction and what it corrects; None where it does not count."""
     if verdict.corrected is None or verdict.correction is None:
-        return
+        return None
     original = task.responses[verdict.corrected].text
     if not terms.corrections:
         ledger.remove("corrections")
     elif original == verdict.correction:
         ledger.remove("unchanged")
     else:
-        a, b = sorted((verdict.correction, original))
-        ballot = votes.setdefault((task.prompt, a, b), _Votes(group, "correction"))
-        ballot.shares.append(float(a == verdict.correction))
-        ballot.choices["correction"] += 1
+        return verdict.correction, original
+    return None
 
 
 def _decide(prompt: Prompt, first: str, second: str, ballot: _Votes, ledger: Ledger) -> Pair | None:
@@ -208,20 +205,17 @@ def labelled_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Label
     ledger.apply("middle", "divided", "unchanged", *([] if terms.corrections else ["corrections"]))
     found: dict[tuple[Prompt, str], list[float]] = defaultdict(list)
     for task in judged.tasks:
-        for verdict in counted(task, ledger, terms):
+        verdicts, corrections = counted(task, ledger, terms)
+        for verdict in verdicts:
             for place, response in enumerate(task.responses):
                 good = _goodness(verdict, place)
                 if good is None:
                     ledger.remove("middle")
                 else:
                     found[task.prompt, response.text].append(good)
-            if verdict.corrected is not None and verdict.correction is not None:
-                if not terms.corrections:
-                    ledger.remove("corrections")
-                elif verdict.correction == task.responses[verdict.corrected].text:
-                    ledger.remove("unchanged")
-                else:
-                    found[task.prompt, verdict.correction].append(1.0)
+        for verdict in corrections:
+            if (written := _correction(task, verdict, ledger, terms)) is not None:
+                found[task.prompt, written[0]].append(1.0)
     rows = []
     for (prompt, text), votes in found.items():
         share = sum(votes) / len(votes)

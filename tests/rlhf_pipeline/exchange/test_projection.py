@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from rlhf_pipeline.aggregate import aggregate
-from rlhf_pipeline.exchange import Verdict
+from rlhf_pipeline.exchange import JudgedTask, Verdict
 from rlhf_pipeline.exchange.projection import Pair, labelled_of, pairs_of
 from rlhf_pipeline.exchange.rules import RULES, Ledger, Terms, is_plain
 from rlhf_pipeline.store.records import JudgementRow, StoredResponse, TaskRow
@@ -81,6 +82,10 @@ def test_skips_do_not_count() -> None:
 def test_an_admins_last_decision_stands_alone() -> None:
     decisions = [v(EVE, "tie", purpose="adjudicate"), v(EVE, response=1, purpose="adjudicate")]
     assert pairs(task(v(), v(BOB), *decisions)) == ([("bad", "good")], {"adjudicated": 3})
+    skipped = v(EVE, "skip", purpose="adjudicate")
+    assert pairs(task(v(), *decisions, skipped)) == ([], {"adjudicated": 3, "skip": 1})
+    corrected = v(corrected=1, correction="fair")
+    assert pairs(task(corrected, *decisions)) == ([("bad", "good"), ("fair", "bad")], {"adjudicated": 2})
 
 
 def test_flagged_tasks_are_left_out_where_that_is_wanted() -> None:
@@ -194,40 +199,79 @@ def test_a_response_of_two_tasks_has_one_label() -> None:
     assert len({row.response for row in found}) == len(found)
 
 
+def judgement_row(said: Verdict, task_id: int, ids: list[int], number: int) -> JudgementRow:
+    """A judgement as a store has it, where responses have ids."""
+    return JudgementRow(
+        id=number,
+        assignment_id=number,
+        task_id=task_id,
+        user_id=0,
+        user=said.by,
+        choice=said.choice,
+        response_id=None if said.response is None else ids[said.response],
+        left_id=ids[0],
+        probability=said.probability,
+        margin=said.margin,
+        revision=1,
+        late=False,
+        received_at=0,
+        active_ms=None,
+        purpose=said.purpose,
+        ranking=said.ranking and tuple(tuple(ids[place] for place in group) for group in said.ranking),
+        corrected_id=None if said.corrected is None else ids[said.corrected],
+        correction=said.correction,
+    )
+
+
+def by_lot(lot: random.Random, number: int) -> JudgedTask:
+    """A task with judgements of every kind."""
+    texts = "abc"[: lot.choice([2, 2, 3])]
+    verdicts = []
+    for by in range(lot.randint(0, 4)):
+        choice = lot.choice(["response", "response", "response", "tie", "all_bad", "skip", "ranking"])
+        more: dict[str, object] = {"purpose": lot.choice(["judge"] * 6 + ["gold", "repeat", "adjudicate"])}
+        if choice == "ranking":
+            order = lot.sample(range(len(texts)), len(texts))
+            more["ranking"] = (
+                tuple((i,) for i in order) if lot.random() < 0.6 else ((order[0],), tuple(sorted(order[1:])))
+            )
+        elif choice == "response":
+            more |= {"probability": lot.choice([None, None, 0.6, 0.9]), "margin": lot.choice([None, 1.0, 3.0])}
+        if lot.random() < 0.2:
+            more |= {"corrected": 0, "correction": f"written by {by}"}
+        verdicts.append(v(str(by), choice, lot.randrange(len(texts)), **more))
+    return task(*verdicts, prompt=asked(f"question {number}"), texts=texts)
+
+
 def test_pairs_are_those_that_training_makes_of_the_same_judgements() -> None:
-    """The formula of :mod:`rlhf_pipeline.aggregate` is an independent one: both must decide alike."""
+    """:mod:`rlhf_pipeline.aggregate` goes from task to task; this from vote to vote: both must decide alike."""
     lot = random.Random(3)
     tasks, rows, made = [], [], []
-    for number in range(300):
-        verdicts = []
-        for by in range(lot.randint(0, 4)):
-            choice = lot.choice(["response", "response", "response", "tie", "all_bad", "skip"])
-            sure = lot.choice([None, None, 0.6, 0.9])
-            verdicts.append(
-                v(str(by), choice, lot.randint(0, 1), probability=sure, margin=lot.choice([None, 1.0, 3.0]))
-            )
-        judged = task(*verdicts, prompt=asked(f"question {number}"))
+    for number in range(400):
+        judged = by_lot(lot, number)
         made.append(judged)
-        ids = [10 * number, 10 * number + 1]
+        ids = [10 * number + place for place in range(len(judged.responses))]
         stored = tuple(StoredResponse(i, r.text, None, "") for i, r in zip(ids, judged.responses, strict=True))
         tasks.append(TaskRow(number, judged.new.digest, judged.prompt, stored, 1, 1, "open", {}))
-        for said in judged.verdicts:
-            chosen = None if said.response is None else ids[said.response]
-            rows.append(
-                JudgementRow(
-                    len(rows), 0, number, 0, said.by, said.choice, chosen, ids[0], said.probability, said.margin, 1,
-                    False, 0, None,
-                )
-            )  # fmt: skip
+        rows += [judgement_row(said, number, ids, len(rows) + n) for n, said in enumerate(judged.verdicts)]
     preferences, summary = aggregate(tasks, rows, source="people")
     ledger = Ledger()
     found = pairs_of(a_round(*made), ledger, Terms())
-    assert len(found) > 100
-    key = ("prompt", "chosen", "rejected", "probability", "judgements", "margin")
-    assert [[getattr(p, k) for k in key] for p in found] == [[getattr(p, k) for k in key] for p in preferences]
+    assert summary.corrections > 40
+    assert summary.adjudicated > 40
+    assert len(found) > 300
+
+    def key(pair: Any) -> tuple[object, ...]:
+        return (pair.prompt.id, pair.chosen, pair.rejected, pytest.approx(pair.probability), pair.margin)
+
+    assert sorted(map(key, found), key=lambda k: k[:3]) == sorted(map(key, preferences), key=lambda k: k[:3])
+    weights = {(p.prompt.id, p.chosen, p.rejected): p.weight for p in found}
+    ranked = [p for p in preferences if "weight" in p.meta]
+    assert len(ranked) > 50
+    assert all(weights[p.prompt.id, p.chosen, p.rejected] == p.meta["weight"] for p in ranked)
     gone = removed(ledger)
     assert gone["tie"] + gone["all_bad"] + gone["even"] == summary.ties
-    assert gone["skip"] == sum(row.choice == "skip" for row in rows)
+    assert gone["purpose"] == sum(row.purpose in ("gold", "repeat") for row in rows)
 
 
 def test_every_judgement_is_used_or_counted() -> None:
