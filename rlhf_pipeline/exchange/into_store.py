@@ -75,6 +75,7 @@ def add_round(store: JudgementStore, judged: JudgedRound, *, into: int | None = 
     ]
     if not number and not wanted:
         return Added(round_id, 0, 0, total, 0)
+    users = {by: store.user(by, "import") for by in dict.fromkeys(v.by for found in fresh for v in found)}
     if round_id is None:
         round_id = store.open_round(
             judged.name,
@@ -86,7 +87,6 @@ def add_round(store: JudgementStore, judged: JudgedRound, *, into: int | None = 
         )
     store.add_tasks(round_id, [task.new for task in wanted])
     rows = {row.digest: row for row in store.tasks(round_id)}
-    users = {by: store.user(by, "import") for by in dict.fromkeys(v.by for found in fresh for v in found)}
     _set_gold(store, [(task, rows[task.new.digest]) for task in wanted])
     form_digest = store.round(round_id).form.digest
     with store.database.write() as connection:
