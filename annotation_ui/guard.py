@@ -1,8 +1,8 @@
 """The gate in front of the app: which paths exist, who may ask, what a page may do.
 
-Gradio serves many routes that judging does not need (uploads, file proxy, queue, monitoring …): only those named here
-are let through. Every page carries a Content-Security-Policy with a fresh nonce, under which no script but ours and
-Gradio's runs and nothing is loaded from, or sent to, another host.
+Gradio serves many routes that judging does not need (uploads, file proxy, queue, monitoring …): only those of
+:data:`ROUTES` are let through, each to the people it is for. Every page carries a Content-Security-Policy with a fresh
+nonce, under which no script but ours and Gradio's runs and nothing is loaded from, or sent to, another host.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
-from annotation_ui.session import to_json
+from annotation_ui import languages
+from annotation_ui.answer import Answer, plain
 from rlhf_pipeline.store.people import People, User
 
 Scope = MutableMapping[str, Any]
@@ -25,50 +27,56 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "rlhf_session"
 LARGEST_BODY = 64 * 1024
-REMEMBER_SECONDS = 30.0
-"""How long a session that was looked up is believed without looking again."""
+REMEMBER_SECONDS = 1.0
+"""How long a session that was looked up is believed without looking again: a page asks for sixty files at once."""
 
-OPEN_PATHS = {"GET": {"/login", "/app/page.css", "/favicon.ico"}, "POST": {"/login"}}
-PATHS = {
-    "GET": {"/", "/config", "/theme.css", "/manifest.json", "/api/v1/me", "/api/v1/progress"},
-    "POST": {
-        "/logout",
-        "/gradio_api/run/predict",
-        "/api/v1/tasks/next",
-        "/api/v1/judgements",
-        "/api/v1/undo",
-    },
-}
-PREFIXES = ("/assets/", "/static/", "/app/")
+PER_SECOND, AT_ONCE = 20.0, 100.0
+"""Requests of one person to the API: so many in the long run, so many in a burst."""
 
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "font-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'self'; "
-    "object-src 'none'"
+OPEN, SIGNED_IN, JUDGES, READS = "anybody", "signed in", "judges", "reads results"
+MAY = {"admin": {SIGNED_IN, JUDGES, READS}, "annotator": {SIGNED_IN, JUDGES}, "reader": {SIGNED_IN, READS}}
+"""What each role may do; programs that judge have no sessions."""
+SCOPES = {"judge": {SIGNED_IN, JUDGES}, "read": {SIGNED_IN, READS}, "admin": {SIGNED_IN, JUDGES, READS}}
+"""What a token may do, of what its person may do."""
+
+ROUTES: tuple[tuple[str, str, str], ...] = (
+    ("GET", r"/login|/favicon\.ico|/app/(page\.css|doorway\.js)|/invite/[\w-]{8,200}", OPEN),
+    ("POST", r"/login|/invite/[\w-]{8,200}", OPEN),
+    ("GET", r"/password|/manifest\.json|/api/v1/(me|openapi\.json)", SIGNED_IN),
+    ("GET", r"/app/\w+\.(js|css)|/app/locales/\w+\.json|/theme\.css|/(assets|static)/[\w./@+-]+", SIGNED_IN),
+    ("POST", r"/logout|/password|/api/v1/locale", SIGNED_IN),
+    ("GET", r"/|/config|/api/v1/(progress|history|guidelines)", JUDGES),
+    ("POST", r"/gradio_api/run/predict|/api/v1/(tasks/next|judgements|undo|drafts|leases/(renew|release))", JUDGES),
+    ("GET", r"/api/v1/rounds(/\d+/(export|quality))?", READS),
+    ("GET", r"/admin/?|/admin/(config|theme\.css|manifest\.json)|/admin/(assets|static)/[\w./@+-]+", READS),
+    ("POST", r"/admin/gradio_api/run/predict", READS),
 )
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), microphone=(), geolocation=()",
-}
-_META = re.compile(rb'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')  # Gradio's link previews name other hosts
+_ROUTES = [(method, re.compile(pattern), who) for method, pattern, who in ROUTES]
+
+
+@dataclass
+class Door:
+    """How the app is reached.
+
+    Args:
+        hosts: the ``Host`` values under which it is reached, any other is refused (DNS rebinding); None for any, where
+            passwords protect it.
+        origin: the address that browsers see, where a proxy stands in front; None for that of the request.
+        accounts: people have accounts with passwords; otherwise a name is enough, and whoever gave one may do all.
+    """
+
+    hosts: frozenset[str] | None
+    origin: str | None = None
+    accounts: bool = False
 
 
 class Guard:
-    """ASGI middleware around the whole app.
+    """ASGI middleware around the whole app."""
 
-    Args:
-        app: what is guarded.
-        people: whose sessions are good.
-        hosts: the ``Host`` values under which the app is reached; any other is refused (DNS rebinding).
-    """
-
-    def __init__(self, app: App, people: People, hosts: frozenset[str]) -> None:
-        self._app, self._people, self._hosts = app, people, hosts
+    def __init__(self, app: App, people: People, door: Door) -> None:
+        self._app, self._people, self.door = app, people, door
         self._known: dict[str, tuple[float, User]] = {}
+        self._budgets: dict[int, tuple[float, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -77,28 +85,28 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        nonce = secrets.token_urlsafe(16)
-        send = _Answer(send, nonce, page=scope["path"] in ("/", "/login"))
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = self._refuse(scope, headers)
+        cookies = read_cookies(headers.get("cookie", ""))
+        state = scope.setdefault("state", {})
+        accept = headers.get("accept-language", "")
+        state["language"] = languages.choose(cookies.get(languages.COOKIE), accept=accept)
+        send = Answer(send, secrets.token_urlsafe(16), language=state["language"] if scope["path"] == "/" else None)
+        bearer = _bearer(scope["path"], headers)
+        refusal = self._refuse(scope, headers, bearer is not None)
         if refusal is not None:
-            await _plain(send, *refusal)
+            await plain(send, *refusal)
             return
-        user = await self._user(headers)
-        scope.setdefault("state", {})["user"] = user
-        method, path = scope["method"], scope["path"]
-        is_open = path in OPEN_PATHS.get(method.replace("HEAD", "GET"), ())
-        if user is None and not is_open:
-            if path == "/" and method == "GET":
-                await _plain(send, 303, "", {"location": "/login"})
-            else:
-                await _plain(send, 401, "sign in first")
+        user = await self._user(bearer, cookies.get(COOKIE))
+        state["user"] = user
+        refusal = self._refuse_user(scope, user)
+        if refusal is not None:
+            await plain(send, *refusal)
             return
         # Pages are rewritten, so they must come uncompressed.
         scope["headers"] = [(k, v) for k, v in scope["headers"] if k.lower() != b"accept-encoding"]
         body = await _read_body(receive)
         if body is None:
-            await _plain(send, 413, "the request is too large")
+            await plain(send, 413, "the request is too large")
         else:
             await self._app(scope, _Replay(body, receive), send)
 
@@ -106,31 +114,71 @@ class Guard:
         """Look this session up again at its next request."""
         self._known.pop(token, None)
 
-    def _refuse(self, scope: Scope, headers: MutableMapping[str, str]) -> tuple[int, str] | None:
+    def may(self, user: User | None, who: str) -> bool:
+        """Whether a person may do what needs this right."""
+        if who == OPEN:
+            return True
+        if user is None:
+            return False
+        if user.scope is not None and who not in SCOPES.get(user.scope, ()):
+            return False
+        return who in MAY.get(user.role, ()) or (not self.door.accounts and user.role in MAY)
+
+    def origin(self, scope: Scope, host: str) -> str:
+        """The origin of the app's own pages."""
+        return self.door.origin or f"{scope['scheme']}://{host}"
+
+    def _refuse(self, scope: Scope, headers: MutableMapping[str, str], bearer: bool) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if host not in self._hosts:
+        if self.door.hosts is not None and host not in self.door.hosts:
             return 421, "this address is not served here"
         method, path = scope["method"], scope["path"]
-        method = method.replace("HEAD", "GET")
-        listed = path in PATHS.get(method, ()) or path in OPEN_PATHS.get(method, ())
-        if not listed and not (method == "GET" and path.startswith(PREFIXES) and ".." not in path):
+        if who_may(method, path) is None:
             return 404, "there is no such page"
         origin = headers.get("origin")
-        if (origin is not None or method == "POST") and origin != f"{scope['scheme']}://{host}":
+        if not bearer and (origin is not None or method == "POST") and origin != self.origin(scope, host):
             return 403, "requests from other pages are refused"
+        if method == "POST" and path.startswith("/api/"):
+            kind = headers.get("content-type", "").split(";")[0].strip().lower()
+            if kind != "application/json":
+                return 415, "the body is to be application/json"
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > LARGEST_BODY:
             return 413, "the request is too large"
         return None
 
-    async def _user(self, headers: MutableMapping[str, str]) -> User | None:
-        token = read_cookie(headers.get("cookie", ""))
+    def _refuse_user(self, scope: Scope, user: User | None) -> tuple[Any, ...] | None:
+        method, path = scope["method"], scope["path"]
+        who = who_may(method, path)
+        assert who is not None
+        if not self.may(user, who):
+            if user is None:
+                if method == "GET" and path in ("/", "/admin", "/admin/", "/password"):
+                    return 303, "", {"location": "/login"}
+                return 401, "sign in first"
+            if path == "/" and self.may(user, READS):
+                return 303, "", {"location": "/admin/"}
+            return 403, "you may not do this"
+        if user is not None and path.startswith("/api/") and not self._afford(user.id):
+            return 429, "too many requests"
+        return None
+
+    def _afford(self, user_id: int) -> bool:
+        now = time.monotonic()
+        at, left = self._budgets.get(user_id, (now, AT_ONCE))
+        left = min(AT_ONCE, left + (now - at) * PER_SECOND)
+        self._budgets[user_id] = now, max(0.0, left - 1)
+        return left >= 1
+
+    async def _user(self, bearer: str | None, cookie: str | None) -> User | None:
+        token = bearer or cookie
         if token is None:
             return None
         found = self._known.get(token)
         if found is not None and time.monotonic() - found[0] < REMEMBER_SECONDS:
             return found[1]
-        user = await asyncio.to_thread(self._people.of_session, token)
+        look_up = self._people.of_api_token if bearer else self._people.of_session
+        user: User | None = await asyncio.to_thread(look_up, token)
         if user is None:
             self.forget(token)
         else:
@@ -140,13 +188,26 @@ class Guard:
         return user
 
 
-def read_cookie(header: str) -> str | None:
-    """The session's token in a Cookie header."""
-    try:
-        cookie = SimpleCookie(header).get(COOKIE)
-    except CookieError:
+def who_may(method: str, path: str) -> str | None:
+    """What a person must be allowed to do to ask for this path; None where there is none such."""
+    method = "GET" if method == "HEAD" else method
+    if ".." in path:
         return None
-    return cookie.value if cookie is not None and cookie.value else None
+    return next((who for verb, pattern, who in _ROUTES if verb == method and pattern.fullmatch(path)), None)
+
+
+def read_cookies(header: str) -> dict[str, str]:
+    """The cookies of a Cookie header by name; none where it cannot be read."""
+    try:
+        return {name: morsel.value for name, morsel in SimpleCookie(header).items() if morsel.value}
+    except CookieError:
+        return {}
+
+
+def _bearer(path: str, headers: MutableMapping[str, str]) -> str | None:
+    """The token of a program; only the API takes one."""
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if path.startswith("/api/v1/") and kind.lower() == "bearer" and token.strip() else None
 
 
 async def _read_body(receive: Receive) -> bytes | None:
@@ -173,48 +234,3 @@ class _Replay:
             return await self._receive()
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
-
-
-class _Answer:
-    """``send`` that adds the security headers, and to pages the nonce."""
-
-    def __init__(self, send: Send, nonce: str, *, page: bool) -> None:
-        self._send, self._nonce, self._page = send, nonce, page
-        self._start: MutableMapping[str, Any] = {}
-        self._body = b""
-
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            kept = [(k, v) for k, v in message["headers"] if not k.lower().startswith(b"access-control-")]
-            added = {**_HEADERS, "content-security-policy": _POLICY.format(nonce=self._nonce)}
-            names = {k.lower() for k, _ in kept}
-            if b"cache-control" not in names:
-                added["cache-control"] = "no-store"
-            message["headers"] = kept + [(k.encode(), v.encode()) for k, v in added.items()]
-            if not self._page:
-                await self._send(message)
-            self._start = message
-            return
-        if not self._page or message["type"] != "http.response.body":
-            await self._send(message)
-            return
-        self._body += message.get("body", b"")
-        if not message.get("more_body", False):
-            await self._send_page()
-
-    async def _send_page(self) -> None:
-        body = self._body
-        if any(k.lower() == b"content-type" and v.startswith(b"text/html") for k, v in self._start["headers"]):
-            body = body.replace(b"<script", b'<script nonce="' + self._nonce.encode() + b'"')
-            body = _META.sub(b"", body)
-        headers = [(k, v) for k, v in self._start["headers"] if k.lower() != b"content-length"]
-        self._start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
-        await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": body})
-
-
-async def _plain(send: Send, status: int, text: str, headers: MutableMapping[str, str] | None = None) -> None:
-    pairs = {"content-type": "application/json", **(headers or {})}
-    encoded = [(k.encode(), v.encode()) for k, v in pairs.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": to_json({"error": text}) if text else b""})

@@ -1,7 +1,7 @@
-"""What a person does while judging, without Gradio: the next tasks, an answer, taking it back, progress.
+"""What a person does while judging, without Gradio: the next tasks, an answer, taking it back, looking back, progress.
 
-The script in the browser and the plain buttons both end up here. Nothing that tells which model wrote what leaves this
-module: a task is its conversation and its responses in the order chosen for this person.
+The script in the browser and the plain buttons both end up here. Nothing that tells which model wrote what, or why a
+task was given, leaves this module: a task is its conversation and its responses in the order chosen for this person.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from annotation_ui.protocol import DraftIn, JudgementIn, UndoIn
 from annotation_ui.render import to_html, visible
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store.records import Answer, Assignment, Progress
+from rlhf_pipeline.store.records import Answer, Assignment, Feedback, JudgementRow, PastJudgement, Progress, text_digest
 
 HOLD = 4
 """Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""
 
 PROGRESS_SECONDS = 1.0
-"""How old the shown progress may be: counting a large round for every judgement would cost more than the judgement."""
+"""How old the shown progress of others may be: counting a large round for every judgement would cost more than it."""
 
-SIDES = ("left", "right", "tie", "skip")
-_TIMES = ("shown_at", "decided_at", "active_ms", "wall_ms")
-_LARGEST = 2**53
+LARGEST_DRAFT = 60_000
+"""Characters of JSON."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Judging:
 
     store: JudgementStore
     round_id: int
-    _progress: tuple[float, Progress] | None = field(default=None, repr=False)
+    _state: tuple[float, Progress, str] | None = field(default=None, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def next(self, user_id: int, n: int = HOLD) -> dict[str, Any]:
@@ -43,45 +43,80 @@ class Judging:
         held = self.store.lease(self.round_id, user_id, min(max(n, 1), HOLD))
         return {"tasks": [task_view(a) for a in held], "progress": self.progress(user_id)}
 
-    def submit(self, user_id: int, payload: Mapping[str, Any]) -> dict[str, Any]:
+    def submit(self, user_id: int, given: JudgementIn) -> dict[str, Any]:
         """Keep an answer; the tasks that the person holds now come back with it.
 
         Raises:
-            AnswerRefused: the payload is no answer, or the task is not this person's.
+            AnswerRefused: the answer does not fit its task, or the task is not this person's.
         """
-        assignment = self._assignment(user_id, _number(payload, "assignment"))
-        done = self.store.submit(user_id, _answer(assignment, payload), hold=HOLD)
+        assignment = self._assignment(user_id, given.assignment)
+        done = self.store.submit(user_id, _answer(assignment, given), hold=HOLD)
+        if not done.known and done.revision == 1 and assignment.purpose == "judge":
+            self._count()
         return {
             "judgement": done.judgement_id,
             "known": done.known,
             "late": done.late,
             "tasks": [task_view(a) for a in done.next],
             "progress": self.progress(user_id),
+            "feedback": _feedback_view(assignment, done.feedback) if done.feedback else None,
         }
 
-    def undo(self, user_id: int, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Take back the last judgement, or the one whose token is ``of``; its task comes back, or None.
-
-        Raises:
-            AnswerRefused: the payload names no token.
-        """
-        of_token = payload.get("of")
-        undone = self.store.undo(
-            self.round_id,
-            user_id,
-            _token(payload),
-            of_token=None if of_token is None else _token({"client_token": of_token}),
-        )
+    def undo(self, user_id: int, given: UndoIn) -> dict[str, Any]:
+        """Take back the last judgement, or the one whose token is ``of``; its task comes back, or None."""
+        undone = self.store.undo(self.round_id, user_id, given.client_token, of_token=given.of)
+        self._state = None  # what was taken back is to be done again, perhaps by others
         return {"task": task_view(undone) if undone else None, "progress": self.progress(user_id)}
 
-    def progress(self, user_id: int) -> dict[str, int]:
-        """How many this person judged, and how far the round is."""
+    def renew(self, user_id: int, assignments: Sequence[int]) -> int:
+        """Hold these tasks for longer; returns how many are still this person's to judge."""
+        return self.store.renew(self.round_id, user_id, assignments)
+
+    def release(self, user_id: int, assignments: Sequence[int]) -> int:
+        """Give tasks back that nobody looks at any more."""
+        return self.store.release(self.round_id, user_id, assignments)
+
+    def save_draft(self, user_id: int, given: DraftIn) -> None:
+        """Keep what a person has entered and not submitted.
+
+        Raises:
+            AnswerRefused: the task is not this person's, or the draft is too large.
+        """
+        self._assignment(user_id, given.assignment)
+        if given.draft is not None and len(json.dumps(given.draft)) > LARGEST_DRAFT:
+            raise AnswerRefused("the draft is too large")
+        self.store.save_draft(user_id, given.assignment, given.draft)
+
+    def history(self, user_id: int, *, limit: int = 20, before: int | None = None) -> list[dict[str, Any]]:
+        """A person's own judgements, newest first, older than the judgement ``before``."""
+        past = self.store.history(self.round_id, user_id, limit=limit, before=before)
+        return [_past_view(one) for one in past]
+
+    def guidelines(self) -> dict[str, str]:
+        """What the people of the round are told now."""
+        markdown = self.store.guidelines(self.round_id)
+        return {"version": text_digest(markdown), "html": to_html(markdown) if markdown.strip() else ""}
+
+    def progress(self, user_id: int) -> dict[str, Any]:
+        """How many this person judged, how far the round is, and which guidelines hold."""
         with self._guard:
-            if self._progress is None or time.monotonic() - self._progress[0] > PROGRESS_SECONDS:
-                self._progress = time.monotonic(), self.store.progress(self.round_id)
-            progress = self._progress[1]
-        mine = self.store.count_of(self.round_id, user_id)
-        return {"mine": mine, "done": progress.wanted - progress.remaining, "wanted": progress.wanted}
+            if self._state is None or time.monotonic() - self._state[0] > PROGRESS_SECONDS:
+                version = text_digest(self.store.guidelines(self.round_id))
+                self._state = time.monotonic(), self.store.progress(self.round_id), version
+            _, progress, version = self._state
+        return {
+            "mine": self.store.count_of(self.round_id, user_id),
+            "done": progress.wanted - progress.remaining,
+            "wanted": progress.wanted,
+            "guidelines": version,
+        }
+
+    def _count(self) -> None:
+        """A judgement counts at once, also in numbers that are a moment old."""
+        with self._guard:
+            if self._state is not None:
+                at, known, version = self._state
+                self._state = at, replace(known, remaining=max(0, known.remaining - 1)), version
 
     def _assignment(self, user_id: int, assignment_id: int) -> Assignment:
         assignment = self.store.assignment(assignment_id)
@@ -91,14 +126,20 @@ class Judging:
 
 
 def task_view(assignment: Assignment) -> dict[str, Any]:
-    """A task as the page shows it: inert HTML, and the text as it was written; nothing else.
+    """A task as the page shows it: inert HTML, the text as it was written, what is asked; nothing else.
 
     Characters that cannot be seen, or that reorder others, are written by name in both.
     """
+    form = assignment.form
     return {
         "assignment": assignment.id,
         "prompt": [{"role": m.role, **_shown(m.content)} for m in assignment.prompt],
-        "responses": [_shown(r.text) for r in assignment.responses],
+        "responses": [
+            {**_shown(r.text), "original": r.text} if form.correction else _shown(r.text) for r in assignment.responses
+        ],
+        "form": form.to_json(),
+        "practice": assignment.purpose == "training",
+        "draft": dict(assignment.draft) if assignment.draft else None,
     }
 
 
@@ -106,32 +147,98 @@ def _shown(text: str) -> dict[str, str]:
     return {"html": to_html(text), "text": visible(text)}
 
 
+def _past_view(past: PastJudgement) -> dict[str, Any]:
+    return {
+        "judgement": past.judgement.id,
+        "at": past.judgement.received_at,
+        "editable": past.editable,
+        "answer": _answer_view(past.assignment, past.judgement),
+        "task": task_view(past.assignment),
+    }
+
+
+def _answer_view(assignment: Assignment, row: JudgementRow) -> dict[str, Any]:
+    """A stored answer as the page gave it: responses by place."""
+    ids = [r.id for r in assignment.responses]
+    return {
+        "choice": row.choice,
+        "place": None if row.response_id is None else ids.index(row.response_id),
+        "strength": row.strength,
+        "ranking": None if row.ranking is None else [[ids.index(id_) for id_ in group] for group in row.ranking],
+        "rules": [list(row.rules.get(id_, ())) for id_ in ids] if row.rules else None,
+        "ratings": [dict(row.ratings.get(id_, {})) for id_ in ids] if row.ratings else None,
+        "flags": list(row.flags),
+        "comment": row.comment,
+        "correction": None
+        if row.corrected_id is None
+        else {"place": ids.index(row.corrected_id), "text": row.correction},
+    }
+
+
+def _feedback_view(assignment: Assignment, feedback: Feedback) -> dict[str, Any]:
+    ids = [r.id for r in assignment.responses]
+    expected = feedback.expected
+    place = None if expected.response_id is None else ids.index(expected.response_id)
+    return {
+        "assignment": assignment.id,
+        "right": feedback.right,
+        "expected": {"choice": expected.choice, "place": place},
+        "html": to_html(feedback.explanation),
+        "form": assignment.form.to_json(),
+    }
+
+
 def to_json(value: object) -> bytes:
     """JSON in ASCII: escapes carry every text, lone surrogates included."""
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def _answer(assignment: Assignment, payload: Mapping[str, Any]) -> Answer:
-    side = payload.get("choice")
-    if side not in SIDES:
-        raise AnswerRefused(f"choice is none of {', '.join(SIDES)}")
-    times = {name: _number(payload, name) for name in _TIMES if payload.get(name) is not None}
-    common: dict[str, Any] = {"client_token": _token(payload), "assignment_id": assignment.id, **times}
-    common["keys_used"] = payload.get("keys_used") is True
-    if side in ("left", "right"):
-        return Answer(choice="response", response_id=assignment.responses[side == "right"].id, **common)
-    return Answer(choice=side, **common)
+def _answer(assignment: Assignment, given: JudgementIn) -> Answer:
+    ids = [r.id for r in assignment.responses]
+
+    def at(place: int) -> int:
+        if place >= len(ids):
+            raise AnswerRefused(f"there is no response at place {place}")
+        return ids[place]
+
+    def each(values: Sequence[Any] | None, name: str) -> list[tuple[int, Any]]:
+        if values is not None and len(values) != len(ids):
+            raise AnswerRefused(f"{name} are of {len(values)} responses, the task has {len(ids)}")
+        return list(zip(ids, values or (), strict=False))
+
+    if (given.choice == "response") != (given.place is not None):
+        raise AnswerRefused("a choice of a response names its place, another choice names none")
+    times = {name: getattr(given, name) for name in ("shown_at", "decided_at", "active_ms", "wall_ms")}
+    correction = given.correction
+    return Answer(
+        client_token=given.client_token,
+        assignment_id=assignment.id,
+        choice=given.choice,
+        response_id=None if given.place is None else at(given.place),
+        strength=given.strength,
+        ranking=None if given.ranking is None else tuple(tuple(at(p) for p in group) for group in given.ranking),
+        rules={id_: tuple(broken) for id_, broken in each(given.rules, "rules")},
+        ratings={id_: dict(points) for id_, points in each(given.ratings, "ratings")},
+        flags=tuple(given.flags),
+        comment=given.comment,
+        corrected_id=at(correction.place) if correction else None,
+        correction=correction.text if correction else None,
+        keys_used=given.keys_used,
+        **{name: None if value is None else int(value) for name, value in times.items()},
+    )
 
 
-def _token(payload: Mapping[str, Any]) -> str:
-    token = payload.get("client_token")
-    if not isinstance(token, str) or not 8 <= len(token) <= 100 or not token.isascii() or not token.isprintable():
-        raise AnswerRefused("client_token is not 8 to 100 printable ASCII characters")
-    return token
+def parse(model: type[Any], payload: Mapping[str, Any]) -> Any:
+    """A payload as its model.
 
+    Raises:
+        AnswerRefused: it does not have the model's shape; says where.
+    """
+    from pydantic import ValidationError
 
-def _number(payload: Mapping[str, Any], name: str) -> int:
-    value = payload.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST:
-        raise AnswerRefused(f"{name} is not a whole number from 0")
-    return int(value)
+    try:
+        return model.model_validate(payload)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AnswerRefused(f"{where}: {first['msg']}") from error

@@ -1,296 +1,449 @@
-"use strict";
-// Fills the Gradio page: shows the next pair at once, answers keys, and keeps every judgement in the browser
-// (localStorage, one outbox for each person) until the server has confirmed it.
-(() => {
-  const KEYS = { 1: "left", a: "left", 2: "right", b: "right", 3: "tie", t: "tie", 4: "skip", s: "skip" };
-  const BUTTONS = { "pick-a": "left", "pick-b": "right", "pick-tie": "tie", "pick-skip": "skip" };
-  const SAID = { left: "A is better", right: "B is better", tie: "Tie", skip: "Skipped" };
-  const TOO_SOON_MS = 250; // nobody judges this fast: the second press of a double press
-  const IDLE_MS = 60000; // time without a touch of mouse or keys does not count as active
-  const queue = []; // tasks in hand; the first is on the screen
-  const history = []; // what can be undone on this page: {task, token}
-  const judged = new Set(); // assignments answered here or in another tab
-  const refused = []; // what the server would not take, shown until the page is loaded again
-  const page = {}; // the elements
-  let user = null, progress = { mine: 0, done: 0, wanted: 0 };
-  let shown = null, shownAt = 0, active = 0, touched = Date.now(), raw = false;
-  let sending = false, problem = "", last = "", later = 0;
+// Judging: shows the next task at once, answers keys, and keeps every judgement in the browser until the server has
+// confirmed it. Without this script the page's own buttons do the same by Gradio's events.
+import { button, element, speak, speaking, t, time } from "./words.js";
+import { Outbox, post, postOnLeaving, token } from "./outbox.js";
+import { Sheet, choicesOf, isOneStep, savedOf, summary } from "./sheet.js";
+import { View } from "./view.js";
+import { Drawer, Help, Result, colours, keepLanguage, menu } from "./panels.js";
 
-  const token = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
-  const byId = (id) => document.getElementById(id);
+const TOO_SOON_MS = 250; // nobody judges this fast: the second press of a double press
+const IDLE_MS = 60000; // time without a touch of mouse or keys does not count as active
+const TAB_MS = 90000; // a tab that has not been heard of for so long is closed (hidden tabs run once a minute)
+const queue = []; // tasks in hand; the first is on the screen
+const history = []; // what can be undone on this page: {task, token, content}
+const judged = new Set(); // assignments answered here or in another tab
+const refused = []; // what the server would not take, shown until the page is loaded again
+const page = {}; // the elements
+let user = null, outbox = null, view = null, drawer = null, help = null, result = null;
+let progress = { mine: 0, done: 0, wanted: 0, guidelines: null };
+let sheet = null, revising = null; // revising: a past judgement that is being changed
+let shownAt = 0, active = 0, touched = Date.now(), saving = 0;
+let said = "", complaint = ""; // the last answer in words; what is missing of this one
+const tab = token();
 
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
+const byId = (id) => document.getElementById(id);
+const named = (what) => `rlhf-${what}-${user.id}`;
+
+// Drafts: at once in this browser, a moment later on the server, for other browsers
+
+const draftName = (assignment) => `${named("draft")}-${assignment}`;
+
+function draftOf(task) {
+  const kept = localStorage.getItem(draftName(task.assignment));
+  const [here, there] = [kept ? JSON.parse(kept) : null, task.draft];
+  return (here?.at ?? 0) >= (there?.at ?? 0) ? here?.content : there.content;
+}
+
+function saveDraft() {
+  if (!sheet || revising) return;
+  const content = sheet.content();
+  const { assignment } = sheet.task;
+  const draft = content && { at: Date.now(), content };
+  if (draft) localStorage.setItem(draftName(assignment), JSON.stringify(draft));
+  else localStorage.removeItem(draftName(assignment));
+  clearTimeout(saving);
+  saving = setTimeout(() => post("/api/v1/drafts", { assignment, draft }).catch(() => null), 800);
+}
+
+// Tasks
+
+function take(data) {
+  if (data.progress) progress = data.progress;
+  drawer.hearVersion(progress.guidelines);
+  for (const task of data.tasks || []) {
+    if (!judged.has(task.assignment) && !queue.some((one) => one.assignment === task.assignment)) queue.push(task);
   }
+  show();
+}
 
-  // The outbox
-  const boxName = () => `rlhf-outbox-${user.id}`;
-  function outbox() {
-    try {
-      return JSON.parse(localStorage.getItem(boxName())) || [];
-    } catch {
-      return [];
-    }
-  }
-  function keep(box) {
-    localStorage.setItem(boxName(), JSON.stringify(box));
-  }
+function takeBack(task, content = null) {
+  judged.delete(task.assignment);
+  if (content) localStorage.setItem(draftName(task.assignment), JSON.stringify({ at: Date.now(), content }));
+  if (!queue.some((one) => one.assignment === task.assignment)) queue.unshift(task);
+  show();
+}
 
-  function put(kind, body) {
-    keep([...outbox(), { kind, body }]);
-    flush();
+function onAnswer({ kind, body, said: answer }, data, wasRefused) {
+  if (wasRefused) {
+    refused.push(t(kind === "undo" ? "said.undo_refused" : "said.refused", { answer, why: data.error }));
+    return;
   }
+  take(data);
+  if (kind === "undo" && body.of === null && data.task) takeBack(data.task);
+  if (data.feedback) result.show(data.feedback, data.feedback.form);
+  if (drawer.open === "history") drawer.fill();
+}
 
-  async function post(path, body) {
-    return fetch(path, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify(body),
-      signal: AbortSignal.timeout(15000),
-    });
+async function more() {
+  if (queue.length || outbox.items().length) return;
+  try {
+    const answer = await post("/api/v1/tasks/next", {});
+    if (outbox.hear(answer) && answer.ok) take(await answer.json());
+  } catch {
+    outbox.problem = "offline";
   }
+  tell();
+}
 
-  async function flush() {
-    if (sending) return;
-    sending = true;
-    try {
-      for (let box = outbox(); box.length; box = outbox()) {
-        const { kind, body } = box[0];
-        const answer = await post(kind === "undo" ? "/api/v1/undo" : "/api/v1/judgements", body);
-        if (answer.status === 401) return void (problem = "signed out");
-        if (answer.status >= 500 || answer.status === 429) return void (problem = "the server has a problem");
-        const data = await answer.json();
-        keep(outbox().filter((one) => one.body.client_token !== body.client_token));
-        problem = "";
-        if (!answer.ok) refused.push(`${SAID[body.choice] || "Undo"} was refused: ${data.error}`);
-        else take(data, kind === "undo" && body.of === null ? data.task : null);
-      }
-      if (problem === "offline" || problem.startsWith("the server")) problem = "";
-    } catch {
-      problem = "offline";
-    } finally {
-      sending = false;
-      tell();
-    }
+async function refresh() {
+  const answer = await fetch("/api/v1/progress").catch(() => null);
+  if (!answer?.ok || outbox.items().length) return;
+  take({ progress: await answer.json() });
+  tell();
+}
+
+// Deciding
+
+function choose(option, byKey) {
+  if (isOneStep(sheet.form)) {
+    sheet.choose(option);
+    return decide(byKey);
   }
+  sheet.choose(option);
+  changed();
+  if (byKey) goOn();
+}
 
-  // What everybody has done: the server counts at most once a second, so the number is asked for again a little later.
-  async function refresh() {
-    const answer = await fetch("/api/v1/progress").catch(() => null);
-    if (!answer || !answer.ok) return;
-    progress = await answer.json();
-    tell();
-  }
+// To the first question without an answer, or to the button that submits.
+function goOn() {
+  const [first] = sheet.missing();
+  if (!first) byId("submit").focus();
+  else if (!first.question || !view.goToQuestion(first.question)) document.activeElement?.blur();
+}
 
-  // Tasks
-  function take(data, undone) {
-    progress = data.progress;
-    clearTimeout(later);
-    later = setTimeout(refresh, 1200);
-    if (undone) {
-      judged.delete(undone.assignment);
-      if (!queue.some((t) => t.assignment === undone.assignment)) queue.unshift(undone);
-    }
-    for (const task of data.tasks || []) {
-      if (!judged.has(task.assignment) && !queue.some((t) => t.assignment === task.assignment)) queue.push(task);
-    }
-    show();
-  }
+function submit(byKey) {
+  const missing = sheet.missing();
+  if (!missing.length) return decide(byKey);
+  complaint = t("missing.all", { list: missing.slice(0, 3).map((one) => one.text).join(" · ") + (missing.length > 3 ? " …" : "") });
+  if (missing[0].question) byId(missing[0].question)?.classList.add("wanted");
+  goOn();
+  tell();
+}
 
-  async function more() {
-    if (queue.length || outbox().length) return;
-    try {
-      const answer = await post("/api/v1/tasks/next", {});
-      if (answer.status === 401) problem = "signed out";
-      else if (!answer.ok) problem = "the server has a problem";
-      else {
-        problem = "";
-        take(await answer.json());
-      }
-    } catch {
-      problem = "offline";
-    }
-    tell();
-  }
-
-  function decide(choice, byKey) {
-    const task = queue[0];
-    const now = Date.now();
-    if (!task || now - shownAt < TOO_SOON_MS) return;
-    queue.shift();
-    judged.add(task.assignment);
-    const body = {
-      client_token: token(), assignment: task.assignment, choice, shown_at: shownAt, decided_at: now,
-      active_ms: active, wall_ms: now - shownAt, keys_used: byKey,
-    };
-    history.push({ task, token: body.client_token });
+function decide(byKey, skip = false) {
+  const now = Date.now();
+  if (!sheet || now - shownAt < TOO_SOON_MS) return;
+  const { task } = sheet;
+  const answer = sheet.answer(skip);
+  said = summary(answer, sheet.form);
+  const body = {
+    client_token: token(), assignment: task.assignment, ...answer, shown_at: shownAt, decided_at: now,
+    active_ms: active, wall_ms: now - shownAt, keys_used: byKey,
+  };
+  if (!revising) {
+    history.push({ task, token: body.client_token, content: isOneStep(sheet.form) ? null : sheet.content() });
     if (history.length > 50) history.shift();
-    last = SAID[choice];
-    show();
-    put("judge", body);
+  }
+  clearTimeout(saving);
+  localStorage.removeItem(draftName(task.assignment));
+  judged.add(task.assignment);
+  const at = queue.findIndex((one) => one.assignment === task.assignment);
+  if (at >= 0) queue.splice(at, 1);
+  revising = null;
+  show();
+  outbox.put("judge", body, said);
+  tell();
+}
+
+function undo() {
+  if (revising) return leaveRevision();
+  const before = history.pop();
+  said = t("said.taken_back");
+  if (before) takeBack(before.task, before.content);
+  outbox.put("undo", { client_token: token(), of: before ? before.token : null });
+  tell();
+}
+
+function revise(item) {
+  revising = item;
+  if (innerWidth < 1100) drawer.toggle("");
+  show();
+  tell();
+  view.prompt.focus();
+}
+
+function leaveRevision() {
+  revising = null;
+  show();
+  tell();
+}
+
+// The screen
+
+function changed() {
+  view.mark();
+  saveDraft();
+  if (complaint) {
+    complaint = "";
     tell();
   }
+}
 
-  function undo() {
-    const before = history.pop();
-    last = "Taken back";
-    if (before) {
-      judged.delete(before.task.assignment);
-      queue.unshift(before.task);
-      show();
-    }
-    put("undo", { client_token: token(), of: before ? before.token : null });
-    tell();
+function show() {
+  const task = revising ? revising.task : queue[0] || null;
+  if (task !== (sheet?.task ?? null)) {
+    const inside = page.judge.contains(document.activeElement) && document.activeElement.closest("#responses, #extras, #line");
+    sheet = task && new Sheet(task, revising ? savedOf(task, revising.answer) : draftOf(task));
+    shownAt = Date.now();
+    active = 0;
+    complaint = "";
+    view.show(sheet);
+    scrollTo(0, 0);
+    view.responses.querySelectorAll("section").forEach((one) => (one.scrollTop = 0));
+    if (inside && sheet) view.prompt.focus({ preventScroll: true });
   }
+  page.title.textContent = t(sheet?.form.kind === "ranking" ? "title.ranking" : "title.pair");
+  view.notice.hidden = !(revising || sheet?.task.practice);
+  view.notice.textContent = revising ? t("notice.revising", { time: time(revising.at) }) : t("notice.practice");
+  document.body.dataset.task = task ? task.assignment : "";
+  document.body.dataset.revising = Boolean(revising);
+}
 
-  // The screen
-  function content(item) {
-    const block = element("div", { dir: "auto", class: raw ? "text raw" : "text" });
-    if (raw) block.textContent = item.text;
-    else block.innerHTML = item.html; // inert: made by render.py
-    if (!item.text.trim()) block.replaceChildren(element("em", { class: "nothing" }, "(empty)"));
-    return block;
+// What was done here counts at once: the server's numbers, and what waits to be sent to it.
+function counts() {
+  const waiting = outbox.items();
+  const fresh = waiting.reduce((sum, { kind, body }) => sum + (kind === "undo" ? (body.of ? -1 : 0) : 1), 0);
+  const done = Math.max(0, Math.min(progress.wanted, progress.done + fresh));
+  return { done, mine: Math.max(0, progress.mine + fresh), waiting: waiting.length };
+}
+
+function tell() {
+  const { done, mine, waiting } = counts();
+  const { problem } = outbox;
+  const why = problem && t(`problem.${problem.replace(" ", "_")}`);
+  page.count.textContent = t("progress.counts", { done, wanted: progress.wanted, mine });
+  page.bar.max = progress.wanted || 1;
+  page.bar.value = done;
+  let text = "";
+  if (complaint) text = complaint;
+  else if (waiting) text = problem ? t("status.waiting", { n: waiting, why }) : t("status.saving", { said });
+  else if (problem) text = why;
+  else if (said) text = t("status.saved", { said });
+  page.status.textContent = [text, ...refused].filter(Boolean).join(" · ");
+  page.status.className = problem || refused.length || complaint ? "trouble" : "";
+  page.again.hidden = problem !== "signed out";
+  document.body.dataset.waiting = waiting;
+  page.done.textContent = problem ? t("done.waiting", { why }) : t("done.all");
+}
+
+function build() {
+  page.judge = byId("judge");
+  page.title = element("h1");
+  page.count = element("span", { class: "count" });
+  page.bar = element("progress", {});
+  page.status = element("span", { role: "status", "aria-live": "polite", id: "status" });
+  page.again = element("a", { href: "/login", hidden: true });
+  page.done = element("p", { id: "done" });
+  page.header = element("header", { id: "bar" });
+  page.main = element("div", { id: "screen" }, page.header, page.done);
+  page.judge.prepend(page.main);
+  view = new View(page.main, byId("choices"), { changed });
+  drawer = new Drawer(revise);
+  help = new Help();
+  result = new Result(() => (shownAt = Date.now(), active = 0));
+  byId("choices").append(element("p", { id: "below" }, page.status, page.again));
+  document.documentElement.classList.add("scripted");
+  label();
+}
+
+// Everything that has words and is not of the task.
+function label() {
+  document.title = t("title.page");
+  page.bar.setAttribute("aria-label", t("progress.label"));
+  page.again.textContent = t("problem.again");
+  byId("choices").setAttribute("role", "group");
+  byId("choices").setAttribute("aria-label", t("choose.label"));
+  page.header.replaceChildren(
+    page.title, page.bar, page.count,
+    button("open-guidelines", t("drawer.guidelines"), "G", () => drawer.toggle("guidelines"), { "aria-expanded": "false" }),
+    button("open-history", t("drawer.history"), "H", () => drawer.toggle("history"), { "aria-expanded": "false" }),
+    button("raw", t("text.exact"), "X", exact, { "aria-pressed": view.raw }),
+    button("open-help", t("help.open"), "?", () => help.toggle(sheet?.form)),
+    menu(user, changeLanguage),
+  );
+}
+
+async function changeLanguage(wanted) {
+  try {
+    await speak(wanted);
+  } catch {
+    return; // the network is away: the page keeps its language
   }
+  keepLanguage(wanted);
+  const open = drawer.open;
+  said = "";
+  label();
+  if (sheet) view.show(sheet);
+  show();
+  tell();
+  if (open) drawer.fill();
+  byId("menu").open = true;
+  byId("language").focus();
+}
 
-  function show() {
-    const task = queue[0] || null;
-    if (task !== shown) {
-      shown = task;
-      shownAt = Date.now();
-      active = 0;
-      draw();
-      for (const one of [page.prompt, page.left, page.right]) one.scrollTop = 0;
-    }
-    document.body.dataset.task = task ? task.assignment : "";
-  }
+function exact() {
+  view.exact();
+  byId("raw").setAttribute("aria-pressed", view.raw);
+}
 
-  function draw() {
-    page.judge.classList.toggle("empty", !shown);
-    if (!shown) return;
-    page.prompt.replaceChildren(
-      ...shown.prompt.map((m) => element("div", { class: `turn ${m.role}` }, element("span", { class: "who" }, m.role), content(m))),
-    );
-    page.left.replaceChildren(content(shown.responses[0]));
-    page.right.replaceChildren(content(shown.responses[1]));
-  }
+// Input
 
-  function tell() {
-    const waiting = outbox().length;
-    const done = Math.min(progress.wanted, progress.done);
-    page.count.textContent = `${done} of ${progress.wanted} judged · ${progress.mine} by you`;
-    page.bar.max = progress.wanted || 1;
-    page.bar.value = done;
-    let text = last ? `${last} – saved` : "";
-    if (waiting) text = problem ? `${waiting} waiting to be sent (${problem})` : `${last} – saving …`;
-    else if (problem) text = problem;
-    page.status.textContent = [text, ...refused].filter(Boolean).join(" · ");
-    page.status.className = problem || refused.length ? "trouble" : "";
-    page.again.hidden = problem !== "signed out";
-    document.body.dataset.waiting = waiting;
-    page.done.textContent = problem
-      ? `Waiting for the next pair (${problem}).`
-      : "Nothing is left for you: all pairs are judged, or with other people. Thank you!";
-  }
+// The Latin letter or digit of a key, whatever the keyboard's layout: ش and ф are A, ۱ is 1.
+function keyOf(event) {
+  if (event.key === "؟") return "?";
+  if (event.key.length > 1 || /^[a-z0-9?=]$/i.test(event.key)) return event.key.toLowerCase();
+  const found = event.shiftKey ? null : /^(?:Key([A-Z])|(?:Digit|Numpad)(\d))$/.exec(event.code);
+  return found ? (found[1] || found[2]).toLowerCase() : event.key;
+}
 
-  function build() {
-    page.judge = byId("judge");
-    page.count = element("span", { class: "count" });
-    page.bar = element("progress", { "aria-label": "Progress of the round" });
-    page.status = element("span", { role: "status", "aria-live": "polite", id: "status" });
-    page.again = element("a", { href: "/login", hidden: "" }, "Sign in again");
-    page.raw = element("button", { type: "button", id: "raw", "aria-pressed": "false" }, "Exact text");
-    const out = element("form", { method: "post", action: "/logout" }, element("button", { type: "submit", title: "Sign out" }, `${user.name} · sign out`));
-    page.prompt = element("section", { id: "prompt", "aria-label": "Conversation", tabindex: "0" });
-    page.left = element("section", { "aria-label": "Response A", tabindex: "0" });
-    page.right = element("section", { "aria-label": "Response B", tabindex: "0" });
-    page.done = element("p", { id: "done" });
-    page.judge.prepend(
-      element("header", { id: "bar" }, element("h1", {}, "Which response is better?"), page.bar, page.count, page.raw, out),
-      page.done,
-      page.prompt,
-      element("div", { id: "pair" },
-        element("article", {}, element("h2", {}, "A"), page.left),
-        element("article", {}, element("h2", {}, "B"), page.right)),
-    );
-    byId("choices").after(element("p", { id: "below" }, page.status, page.again));
-    document.documentElement.classList.add("scripted");
-    page.raw.addEventListener("click", exact);
-  }
+function onClick(event) {
+  const clicked = event.target instanceof Element && event.target.closest("#choices button");
+  const menuOpen = byId("menu");
+  if (menuOpen?.open && !menuOpen.contains(event.target)) menuOpen.open = false;
+  if (!clicked) return;
+  const option = view.optionOf(clicked.id);
+  if (!option && !["submit", "skip", "undo"].includes(clicked.id)) return;
+  event.stopImmediatePropagation(); // Gradio's own event is for pages without this script
+  event.preventDefault();
+  const byKey = event.detail === 0;
+  if (clicked.id === "undo") undo();
+  else if (!sheet) return;
+  else if (clicked.id === "skip") decide(byKey, true);
+  else if (clicked.id === "submit") submit(byKey);
+  else choose(option, byKey);
+}
 
-  function exact() {
-    raw = !raw;
-    page.raw.setAttribute("aria-pressed", raw);
-    draw();
-  }
-
-  // Input
-  function onClick(event) {
-    const button = event.target instanceof Element && event.target.closest("button");
-    if (!button || !(button.id in BUTTONS || button.id === "undo")) return;
-    event.stopImmediatePropagation(); // Gradio's own event is for pages without this script
+function onKey(event) {
+  touched = Date.now();
+  if (event.repeat || event.isComposing || document.querySelector("dialog[open]")) return;
+  const key = keyOf(event);
+  const target = event.target instanceof Element ? event.target : document.body;
+  if (key === "enter" && (event.ctrlKey || event.metaKey) && sheet && !isOneStep(sheet.form)) {
     event.preventDefault();
-    if (button.id === "undo") undo();
-    else decide(BUTTONS[button.id], event.detail === 0);
+    return submit(true);
   }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (key === "escape") return onEscape(target);
+  if (target.closest("textarea, select, input:not([type=radio]):not([type=checkbox]), [contenteditable]")) return;
+  if (pressed(key, target)) event.preventDefault();
+}
 
-  function onKey(event) {
-    touched = Date.now();
-    if (event.repeat || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target instanceof Element && event.target.closest("input, textarea, select, [contenteditable]")) return;
-    const key = event.key.toLowerCase();
-    if (key in KEYS) decide(KEYS[key], true);
-    else if (key === "u" || key === "backspace") undo();
-    else if (key === "x") exact();
-    else if (key === "g") byId("guidelines")?.querySelector("button")?.click();
-    else return;
-    event.preventDefault();
+function onEscape(target) {
+  if (byId("menu").open) byId("menu").open = false;
+  else if (target.closest("textarea, input")) target.blur();
+  else if (drawer.open) drawer.toggle("");
+  else if (revising) leaveRevision();
+}
+
+// One key outside of any field; true where it meant something.
+function pressed(key, target) {
+  if (key === "?") return help.toggle(sheet?.form), true;
+  if (key === "g") return drawer.toggle("guidelines"), true;
+  if (key === "h") return drawer.toggle("history"), true;
+  if (key === "x") return exact(), true;
+  if (key === "backspace" && sheet?.groups.length && !revising) return sheet.unrankLast(), changed(), true;
+  if (key === "u" || key === "backspace") return undo(), true;
+  if (!sheet) return false;
+  if (key === "enter") return !target.closest("button, a, summary") && !isOneStep(sheet.form) && (submit(true), true);
+  if (key === "s") return decide(true, true), true;
+  if (key === "c" && byId("comment")) return byId("comment").focus(), true;
+  if (key === "f" && byId("flags")) return byId("flags").querySelector("input").focus(), true;
+  if (key === "e" && sheet.form.correction) return view.correct(sheet.correction?.place ?? sheet.choice?.place ?? sheet.groups[0]?.[0] ?? 0), true;
+  if (/^[1-9]$/.test(key)) return onDigit(Number(key)), true;
+  return onLetter(key);
+}
+
+function onDigit(digit) {
+  if (view.answerFocused(digit)) return goOn();
+  if (sheet.form.kind === "ranking") {
+    if (digit > sheet.places.length) return;
+    view.rank(digit - 1);
+    if (sheet.places.every((place) => sheet.rankOf(place) !== null)) goOn();
+    return;
   }
+  const option = choicesOf(sheet.form)[digit - 1];
+  if (option) choose(option, true);
+}
 
-  function onOtherTab(event) {
-    if (event.key !== boxName()) return;
-    for (const { kind, body } of outbox()) {
-      const at = kind === "judge" ? queue.findIndex((t) => t.assignment === body.assignment) : -1;
-      if (at >= 0) {
-        judged.add(body.assignment);
-        queue.splice(at, 1);
-      }
+function onLetter(key) {
+  if (key === "=" || (key === "t" && sheet.form.kind === "ranking")) return sheet.form.kind === "ranking" && sheet.form.tie && (view.tie(), true);
+  const letters = { a: "pick-a", b: "pick-b", t: "pick-tie", n: "pick-bad" };
+  const option = view.optionOf(letters[key]);
+  if (option) choose(option, true);
+  return Boolean(option);
+}
+
+// Other tabs, leases
+
+function onOtherTab(event) {
+  if (event.key !== outbox.name) return;
+  for (const { kind, body } of outbox.items()) {
+    const at = kind === "judge" ? queue.findIndex((task) => task.assignment === body.assignment) : -1;
+    if (at >= 0) {
+      judged.add(body.assignment);
+      queue.splice(at, 1);
     }
-    show();
-    tell();
   }
+  show();
+  tell();
+}
 
-  async function start() {
-    try {
-      const answer = await fetch("/api/v1/me");
-      if (!answer.ok) throw new Error(answer.statusText);
-      user = await answer.json();
-    } catch {
-      setTimeout(start, 2000); // without the script the buttons work meanwhile
-      return;
-    }
-    build();
-    window.addEventListener("click", onClick, true);
-    window.addEventListener("keydown", onKey);
-    window.addEventListener("storage", onOtherTab);
-    window.addEventListener("pointermove", () => (touched = Date.now()), { passive: true });
-    window.addEventListener("beforeunload", (event) => outbox().length && event.preventDefault());
-    for (const { kind, body } of outbox()) if (kind === "judge") judged.add(body.assignment);
-    await flush();
-    await more();
-    setInterval(() => {
-      if (document.visibilityState === "visible" && Date.now() - touched < IDLE_MS) active += 250;
-    }, 250);
-    setInterval(() => (outbox().length ? flush() : null), 1000);
-    setInterval(more, 5000);
-    setInterval(refresh, 20000);
+function otherTabs(entry) {
+  const tabs = JSON.parse(localStorage.getItem(named("tabs")) || "{}");
+  for (const [name, at] of Object.entries(tabs)) if (name === tab || Date.now() - at > TAB_MS) delete tabs[name];
+  localStorage.setItem(named("tabs"), JSON.stringify({ ...tabs, ...entry }));
+  return Object.keys(tabs).length;
+}
+
+function renew() {
+  otherTabs({ [tab]: Date.now() });
+  if (document.visibilityState !== "visible" || !queue.length) return;
+  post("/api/v1/leases/renew", { assignments: queue.map((task) => task.assignment) }).catch(() => null);
+}
+
+// Tasks that nobody looks at any more go to others at once, but for those that were begun.
+function onLeaving() {
+  if (otherTabs({}) || !queue.length) return;
+  const untouched = queue.map((task) => task.assignment).filter((id) => !localStorage.getItem(draftName(id)));
+  if (untouched.length) postOnLeaving("/api/v1/leases/release", { assignments: untouched });
+}
+
+async function start() {
+  try {
+    const answer = await fetch("/api/v1/me");
+    if (!answer.ok) throw new Error(answer.statusText);
+    user = await answer.json();
+    await speak(speaking() in user.languages ? speaking() : "en");
+  } catch {
+    setTimeout(start, 2000); // without the script the buttons work meanwhile
+    return;
   }
+  outbox = new Outbox(user.id, onAnswer, tell);
+  colours();
+  build();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => colours());
+  window.addEventListener("click", onClick, true);
+  window.addEventListener("keydown", onKey);
+  window.addEventListener("storage", onOtherTab);
+  window.addEventListener("pointermove", () => (touched = Date.now()), { passive: true });
+  window.addEventListener("beforeunload", (event) => outbox.items().length && event.preventDefault());
+  window.addEventListener("pagehide", onLeaving);
+  window.addEventListener("pageshow", (event) => event.persisted && location.reload()); // its tasks were released
+  for (const { kind, body } of outbox.items()) if (kind === "judge") judged.add(body.assignment);
+  await outbox.flush();
+  await more();
+  renew();
+  setInterval(() => {
+    if (document.visibilityState === "visible" && Date.now() - touched < IDLE_MS && !document.querySelector("dialog[open]")) active += 250;
+  }, 250);
+  setInterval(() => (outbox.items().length ? outbox.flush() : null), 1000);
+  setInterval(more, 5000);
+  setInterval(refresh, 20000);
+  setInterval(renew, 60000);
+}
 
-  const waiting = setInterval(() => {
-    if (!byId("pick-a")) return;
-    clearInterval(waiting);
-    start();
-  }, 30);
-})();
+const waiting = setInterval(() => {
+  if (!byId("pick-a")) return;
+  clearInterval(waiting);
+  start();
+}, 30);

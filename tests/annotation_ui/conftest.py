@@ -45,9 +45,9 @@ def round_id(store: JudgementStore) -> int:
 @pytest.fixture(scope="module")
 def app_and_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Guard, JudgementStore, int]]:
     """The whole app over a round of ten pairs (Gradio takes two seconds to build, so a file's tests share it)."""
-    from annotation_ui.app import build
+    from annotation_ui.app import build, local_door
 
     opened = JudgementStore.open(tmp_path_factory.mktemp("app") / "judgements.db")
     made = fill(opened)
-    yield build(opened, made, port=7860).guard, opened, made
+    yield build(opened, made, local_door(7860)).guard, opened, made
     opened.close()

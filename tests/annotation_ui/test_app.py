@@ -7,15 +7,40 @@ from pathlib import Path
 
 import pytest
 
-from annotation_ui.app import serve
+from annotation_ui.app import _door, serve
+from annotation_ui.guard import Door
 from rlhf_pipeline.errors import StoreError, UsageError
+from rlhf_pipeline.store import JudgementStore
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
-def test_other_computers_are_not_let_in(host: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="accounts with passwords"):
-        serve(str(tmp_path / "s.db"), 1, host=host)
-    assert not (tmp_path / "s.db").exists()
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_other_computers_are_let_in_only_where_people_have_passwords(host: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nobody has an account") as caught:
+        serve(str(tmp_path / "s.db"), 1, host=host, port=0)
+    assert "rlhf users add" in str(caught.value)
+    with pytest.raises(UsageError, match="nobody has an account"):
+        serve(str(tmp_path / "s.db"), 1, port=0, public_url="https://judge.example.org")
+
+
+@pytest.mark.parametrize("url", ["judge.example.org", "ftp://x", "https://", "https://x/path", "https://x?q"])
+def test_a_public_address_is_that_of_a_site(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="address of a site"):
+        serve(str(tmp_path / "s.db"), 1, public_url=url)
+
+
+def test_doors(store: JudgementStore) -> None:
+    """Which Host values are answered, and what the browser is believed to see."""
+    here = _door(store, "127.0.0.1", 7860, None)
+    assert (here.accounts, here.origin) == (False, None)
+    assert here.hosts == {"127.0.0.1:7860", "localhost:7860", "[::1]:7860"}
+    store.people.set_password(store.user("Ada", "admin"), "long enough words")
+    assert _door(store, "127.0.0.1", 7860, None).accounts
+    assert _door(store, "0.0.0.0", 7860, None) == Door(None, None, True)
+    assert _door(store, "192.168.1.5", 80, None).hosts == {"192.168.1.5:80", "[192.168.1.5]:80"}
+    public = _door(store, "127.0.0.1", 7860, "https://judge.example.org")
+    assert (public.origin, public.accounts) == ("https://judge.example.org", True)
+    assert public.hosts is not None
+    assert "judge.example.org" in public.hosts
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
@@ -43,10 +68,10 @@ def watch(self, address):
     return connect(self, address)
 socket.socket.connect = watch
 socket.getaddrinfo = lambda host, *a, **k: (asked.append(host), resolve(host, *a, **k))[1]
-from annotation_ui.app import build
+from annotation_ui.app import build, local_door
 from rlhf_pipeline.store import JudgementStore
 store = JudgementStore.open(sys.argv[1])
-build(store, store.open_round("r", overlap=1, seed=0, source_digest="", lease_seconds=60), port=7860)
+build(store, store.open_round("r", overlap=1, seed=0, source_digest="", lease_seconds=60), local_door(7860))
 time.sleep(1)  # Gradio's telemetry runs in threads of its own
 print(asked)
 """

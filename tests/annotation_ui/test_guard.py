@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from annotation_ui.guard import COOKIE, LARGEST_BODY, Guard
+from annotation_ui.guard import AT_ONCE, COOKIE, LARGEST_BODY, Guard, who_may
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store import JudgementStore
 
 HERE = "http://127.0.0.1:7860"
 SAME = {"origin": HERE}
+JSON = {**SAME, "content-type": "application/json"}
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def test_without_a_session_there_is_only_the_sign_in_page(client: TestClient) ->
     assert client.get("/login").status_code == 200
     for path in ("/config", "/theme.css", "/api/v1/me", "/api/v1/progress", "/app/judge.js", "/assets/x.js"):
         assert client.get(path).status_code == 401, path
-    for path in ("/api/v1/tasks/next", "/api/v1/judgements", "/api/v1/undo", "/gradio_api/run/predict"):
+    for path in ("/api/v1/tasks/next", "/api/v1/judgements", "/api/v1/undo", "/gradio_api/run/predict", "/password"):
         assert client.post(path, json={}, headers=SAME).status_code == 401, path
 
 
@@ -74,6 +75,14 @@ def test_names_that_are_refused_are_shown_escaped(client: TestClient, name: str)
         "/assets/../../../etc/passwd",
         "/static/..%2f..%2fapp.py",
         "/docs",
+        "/app/../guard.py",
+        "/app/locales/..%2f..%2fguard.json",
+        "/app/page.html",
+        "/admin/gradio_api/upload",
+        "/admin/gradio_api/file=/etc/passwd",
+        "/admin/gradio_api/queue/join",
+        "/invite/",
+        "/invite/short",
         "/openapi.json",
         "/robots.txt",
     ],
@@ -101,18 +110,18 @@ def test_other_host_names_are_refused(ann: TestClient, host: str) -> None:
 
 def test_large_bodies_are_refused(ann: TestClient) -> None:
     big = b" " * (LARGEST_BODY + 1)
-    assert ann.post("/api/v1/tasks/next", content=big, headers=SAME).status_code == 413
+    assert ann.post("/api/v1/tasks/next", content=big, headers=JSON).status_code == 413
 
     def parts() -> Any:
         for _ in range(LARGEST_BODY // 1024 + 2):
             yield b" " * 1024
 
-    assert ann.post("/api/v1/tasks/next", content=parts(), headers=SAME).status_code == 413
+    assert ann.post("/api/v1/tasks/next", content=parts(), headers=JSON).status_code == 413
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe", b"1"])
 def test_bodies_that_are_no_object(ann: TestClient, body: bytes) -> None:
-    assert ann.post("/api/v1/judgements", content=body, headers=SAME).status_code == 400
+    assert ann.post("/api/v1/judgements", content=body, headers=JSON).status_code == 400
 
 
 def test_every_answer_carries_the_headers(ann: TestClient) -> None:
@@ -142,7 +151,8 @@ def test_judging_through_the_api(ann: TestClient, app_and_store: tuple[Guard, Ju
     again = ann.post("/api/v1/judgements", json=body, headers=SAME)
     assert (first.status_code, first.json()["known"], again.json()["known"]) == (200, False, True)
     assert [row.choice for row in store.judgements(round_id)] == ["tie"]
-    refused = ann.post("/api/v1/judgements", json={**body, "assignment": 999}, headers=SAME)
+    other = {**body, "assignment": 999, "client_token": "token-0002"}
+    refused = ann.post("/api/v1/judgements", json=other, headers=SAME)
     assert refused.status_code == 409
     assert "not yours" in refused.json()["error"]
 
@@ -156,3 +166,37 @@ def test_a_store_that_fails_answers_so_that_the_page_tries_again(
     monkeypatch.setattr(app_and_store[1], "lease", full)
     answer = ann.post("/api/v1/tasks/next", json={}, headers=SAME)
     assert (answer.status_code, answer.json()) == (503, {"error": "the disk is full"})
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_the_api_takes_json_only(ann: TestClient, kind: str) -> None:
+    answer = ann.post("/api/v1/tasks/next", content=b"{}", headers={**SAME, "content-type": kind})
+    assert answer.status_code == 415
+
+
+def test_who_asks_too_often_has_to_wait(ann: TestClient, app_and_store: tuple[Guard, JudgementStore, int]) -> None:
+    answers = [ann.get("/api/v1/me").status_code for _ in range(int(AT_ONCE) + 40)]
+    assert answers[0] == 200
+    assert 429 in answers
+    assert answers.index(429) > AT_ONCE / 2
+    app_and_store[0]._budgets.clear()
+
+
+def test_the_page_speaks_the_readers_language(ann: TestClient) -> None:
+    page = ann.get("/", headers={"accept-language": "fa-IR"}).text
+    assert '<html lang="fa" dir="rtl"' in page
+    assert ann.post("/api/v1/locale", json={"locale": "ru"}, headers=SAME).status_code == 200
+    assert '<html lang="ru" dir="ltr"' in ann.get("/", headers={"accept-language": "fa"}).text
+    assert "Ваше имя" in ann.get("/login").text
+
+
+def test_the_api_describes_itself(ann: TestClient) -> None:
+    described = ann.get("/api/v1/openapi.json").json()
+    assert len(described["paths"]) >= 12
+    for path, methods in described["paths"].items():
+        assert path.startswith("/api/v1/"), path
+        for method, about in methods.items():
+            assert who_may(method.upper(), path.replace("{round_id}", "1")) is not None, path
+            assert "200" in about["responses"]
+    fields = described["components"]["schemas"]["JudgementIn"]["properties"]
+    assert {"client_token", "assignment", "choice", "place", "ranking", "ratings"} <= fields.keys()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from annotation_ui.app import build
+from annotation_ui.app import build, local_door
 from rlhf_pipeline.store import JudgementStore
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -46,22 +46,35 @@ class Site:
     store: JudgementStore
     round_id: int
     browser: Any
+    guard: Any = None
     contexts: list[Any] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def page(self, name: str, *, context: Any = None, before: Callable[[Any], None] = lambda page: None) -> Any:
-        """A page on which ``name`` is signed in and sees the first pair."""
-        if context is None:
-            context = self.browser.new_context(viewport={"width": 1280, "height": 860})
-            self.contexts.append(context)
-        page = context.new_page()
+    def context(self, **options: Any) -> Any:
+        """A browser of its own."""
+        made = self.browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
+        self.contexts.append(made)
+        return made
+
+    def blank(self, *, context: Any = None, before: Callable[[Any], None] = lambda page: None) -> Any:
+        """A page that shows nothing yet; what it asks for and what goes wrong on it is watched."""
+        page = (context or self.context()).new_page()
         page.on("request", self._watch)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         before(page)
+        return page
+
+    def page(
+        self, name: str, *, password: str = "", context: Any = None, before: Callable[[Any], None] = lambda page: None
+    ) -> Any:
+        """A page on which ``name`` is signed in."""
+        page = self.blank(context=context, before=before)
         page.goto(self.url)
         if page.url.endswith("/login"):
             page.fill("#name", name)
+            if password:
+                page.fill("#password", password)
             page.click("button")
         return page
 
@@ -76,10 +89,10 @@ def serve(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Site]]:
     stops: list[Callable[[], None]] = []
     sites: list[Site] = []
 
-    def start(store: JudgementStore, round_id: int) -> Site:
+    def start(store: JudgementStore, round_id: int, *, accounts: bool = False) -> Site:
         listening = socket.create_server(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        app: Any = build(store, round_id, port=port).guard
+        app: Any = build(store, round_id, local_door(port, accounts=accounts)).guard
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -93,7 +106,7 @@ def serve(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Site]]:
             store.close()
 
         stops.append(stop)
-        sites.append(Site(f"http://127.0.0.1:{port}/", store, round_id, browser))
+        sites.append(Site(f"http://127.0.0.1:{port}/", store, round_id, browser, app))
         return sites[-1]
 
     yield start

@@ -1,0 +1,161 @@
+"""The JSON API under ``/api/v1``: what the page's script talks to, and programs with a token.
+
+Its description is served as OpenAPI at ``/api/v1/openapi.json``. Who may ask for what is the guard's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+
+from annotation_ui import languages
+from annotation_ui import protocol as p
+from annotation_ui.guard import READS, Door, Guard
+from annotation_ui.session import Judging, to_json
+from rlhf_pipeline.errors import AnswerRefused, PipelineError, StoreError
+from rlhf_pipeline.store.people import User
+
+DESCRIPTION = """Judge responses, look back, read results. Sign in on the page, or send `Authorization: Bearer TOKEN`
+with a token of `rlhf users token`. Responses are named by their place on the screen, 0 for the first."""
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": p.ErrorOut, "description": "the request has not the right shape"},
+    401: {"model": p.ErrorOut, "description": "nobody is signed in"},
+    403: {"model": p.ErrorOut, "description": "this person may not do this"},
+    409: {"model": p.ErrorOut, "description": "refused: sending it again does not help"},
+    429: {"model": p.ErrorOut, "description": "too many requests: wait a little"},
+    503: {"model": p.ErrorOut, "description": "the store has a problem: send it again later"},
+}
+
+
+def answer(value: object, status: int = 200) -> Response:
+    """JSON that carries every text."""
+    return Response(to_json(value), status_code=status, media_type="application/json")
+
+
+async def call(act: Callable[..., object], *arguments: Any, **named: Any) -> Response:
+    """What ``act`` returns as JSON, run in a thread; what the store refuses as an error that says why."""
+    try:
+        return answer(await run_in_threadpool(act, *arguments, **named))
+    except AnswerRefused as error:
+        return answer({"error": error.what}, 409)
+    except StoreError as error:
+        return answer({"error": error.what}, 503)  # the script keeps the answer and tries again
+    except PipelineError as error:
+        return answer({"error": error.what}, 409)
+
+
+def _done(act: Callable[..., None], *arguments: Any) -> dict[str, bool]:
+    act(*arguments)
+    return {"ok": True}
+
+
+def add_api(app: FastAPI, judging: Judging, guard: Callable[[], Guard], door: Door) -> None:
+    """Add the API of one round to the app."""
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_shape(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return answer({"error": f"{where}: {first['msg']}"}, 400)
+
+    _add_person(app, judging, guard, door)
+    _add_judging(app, judging)
+    _add_looking_back(app, judging)
+
+
+def _add_person(app: FastAPI, judging: Judging, guard: Callable[[], Guard], door: Door) -> None:
+    @app.get("/api/v1/me", tags=["people"], response_model=p.MeOut, responses=_ERRORS)
+    async def me(request: Request) -> Response:
+        user: User = request.state.user
+        return answer(
+            {
+                "id": user.id,
+                "name": user.name,
+                "role": user.role,
+                "admin": guard().may(user, READS),
+                "accounts": door.accounts,
+                "languages": languages.languages(),
+            }
+        )
+
+    @app.post("/api/v1/locale", tags=["people"], response_model=p.DoneOut, responses=_ERRORS)
+    async def locale(request: Request, given: p.LocaleIn) -> Response:
+        code = languages.choose(given.locale)
+        user: User = request.state.user
+        kept = await call(_done, judging.store.people.set_locale, user.id, code)
+        set_language(kept, code)
+        return kept
+
+
+def set_language(response: Response, code: str) -> None:
+    """Remember in the browser which language is read."""
+    response.set_cookie(languages.COOKIE, code, max_age=365 * 24 * 3600, httponly=True, samesite="lax", path="/")
+
+
+def _add_judging(app: FastAPI, judging: Judging) -> None:
+    @app.post("/api/v1/tasks/next", tags=["judging"], response_model=p.TasksOut, responses=_ERRORS)
+    async def next_tasks(request: Request, given: p.NextIn) -> Response:
+        return await call(judging.next, request.state.user.id, given.n)
+
+    @app.post("/api/v1/judgements", tags=["judging"], response_model=p.JudgementOut, responses=_ERRORS)
+    async def judge(request: Request, given: p.JudgementIn) -> Response:
+        return await call(judging.submit, request.state.user.id, given)
+
+    @app.post("/api/v1/undo", tags=["judging"], response_model=p.UndoOut, responses=_ERRORS)
+    async def undo(request: Request, given: p.UndoIn) -> Response:
+        return await call(judging.undo, request.state.user.id, given)
+
+    @app.post("/api/v1/leases/renew", tags=["judging"], response_model=p.CountOut, responses=_ERRORS)
+    async def renew(request: Request, given: p.AssignmentsIn) -> Response:
+        return await call(lambda: {"count": judging.renew(request.state.user.id, given.assignments)})
+
+    @app.post("/api/v1/leases/release", tags=["judging"], response_model=p.CountOut, responses=_ERRORS)
+    async def release(request: Request, given: p.AssignmentsIn) -> Response:
+        return await call(lambda: {"count": judging.release(request.state.user.id, given.assignments)})
+
+    @app.post("/api/v1/drafts", tags=["judging"], response_model=p.DoneOut, responses=_ERRORS)
+    async def drafts(request: Request, given: p.DraftIn) -> Response:
+        return await call(_done, judging.save_draft, request.state.user.id, given)
+
+
+def _add_looking_back(app: FastAPI, judging: Judging) -> None:
+    @app.get("/api/v1/progress", tags=["judging"], response_model=p.ProgressOut, responses=_ERRORS)
+    async def progress(request: Request) -> Response:
+        return await call(judging.progress, request.state.user.id)
+
+    @app.get("/api/v1/history", tags=["judging"], response_model=p.HistoryOut, responses=_ERRORS)
+    async def history(
+        request: Request, limit: int = Query(20, ge=1, le=50), before: int | None = Query(None, ge=1, lt=2**53)
+    ) -> Response:
+        user: User = request.state.user
+        return await call(lambda: {"items": judging.history(user.id, limit=limit, before=before)})
+
+    @app.get("/api/v1/guidelines", tags=["judging"], response_model=p.GuidelinesOut, responses=_ERRORS)
+    async def guidelines() -> Response:
+        return await call(judging.guidelines)
+
+    @app.get("/api/v1/rounds", tags=["results"], responses=_ERRORS)
+    async def rounds() -> Response:
+        return await call(lambda: {"rounds": [_round_view(judging, one.id) for one in judging.store.rounds()]})
+
+
+def _round_view(judging: Judging, round_id: int) -> dict[str, Any]:
+    [found] = [one for one in judging.store.rounds() if one.id == round_id]
+    progress = judging.store.progress(round_id)
+    return {
+        "id": found.id,
+        "number": found.number,
+        "name": found.name,
+        "overlap": found.overlap,
+        "form": found.form.to_json(),
+        "tasks": progress.tasks,
+        "wanted": progress.wanted,
+        "remaining": progress.remaining,
+        "judgements": progress.judgements,
+        "skips": progress.skips,
+    }

@@ -1,0 +1,72 @@
+// What was decided and not yet confirmed: kept in localStorage, one outbox for each person, sent in order until the
+// server has said that it keeps it.
+export async function post(path, body) {
+  return fetch(path, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+    signal: AbortSignal.timeout(15000),
+  });
+}
+
+// Sent even while the page is being closed.
+export function postOnLeaving(path, body) {
+  navigator.sendBeacon(path, new Blob([JSON.stringify(body)], { type: "application/json" }));
+}
+
+export const token = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+export class Outbox {
+  // onAnswer(item, data, refused): the server has answered; onChange(): something to tell
+  constructor(userId, onAnswer, onChange) {
+    this.name = `rlhf-outbox-${userId}`;
+    this.onAnswer = onAnswer;
+    this.onChange = onChange;
+    this.sending = false;
+    this.problem = ""; // "", "offline", "signed out" or "server"
+  }
+
+  items() {
+    try {
+      return JSON.parse(localStorage.getItem(this.name)) || [];
+    } catch {
+      return [];
+    }
+  }
+
+  #keep(items) {
+    localStorage.setItem(this.name, JSON.stringify(items));
+  }
+
+  // said: the answer in words, should it be refused
+  put(kind, body, said = "") {
+    this.#keep([...this.items(), { kind, body, said }]);
+    this.flush();
+  }
+
+  // What an answer's status says about the connection; true where the answer can be used.
+  hear(answer) {
+    this.problem = answer.status === 401 ? "signed out" : answer.status >= 500 || answer.status === 429 ? "server" : "";
+    return !this.problem;
+  }
+
+  async flush() {
+    if (this.sending) return;
+    this.sending = true;
+    try {
+      for (let items = this.items(); items.length; items = this.items()) {
+        const { kind, body } = items[0];
+        const answer = await post(kind === "undo" ? "/api/v1/undo" : "/api/v1/judgements", body);
+        if (!this.hear(answer)) return;
+        const data = await answer.json();
+        this.#keep(this.items().filter((one) => one.body.client_token !== body.client_token));
+        this.onAnswer(items[0], data, !answer.ok);
+      }
+    } catch {
+      this.problem = "offline";
+    } finally {
+      this.sending = false;
+      this.onChange();
+    }
+  }
+}
