@@ -8,8 +8,6 @@ suggestion. ``--set section.key=value`` overrides one key and is reported by its
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,11 +25,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
-
-    def digest(self) -> str:
-        """sha256 of the section's canonical JSON: equal settings, equal digest."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _NoEffect:

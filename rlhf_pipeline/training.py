@@ -354,8 +354,9 @@ def describe(model: Any, steps: Plan) -> str:
 
 
 def evaluation_loss(trainer: Trainer, columns: Mapping[str, Sequence[Any]]) -> float:
-    """The trainer's loss on other rows, as the mean over batches."""
-    with quiet():
+    """The trainer's loss on other rows, as the mean over batches; no random number is taken from the training."""
+    trainer.remove_callback(PrinterCallback)
+    with quiet(), torch.random.fork_rng():
         return float(trainer.evaluate(eval_dataset=dataset(columns))["eval_loss"])
 
 

@@ -18,11 +18,11 @@ from collections import defaultdict
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_pipeline.config import Section
+from rlhf_pipeline.config import NO_EFFECT, Section
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
 from rlhf_pipeline.pocket.annotators import PANEL, SimulatedAnnotator
 from stages.job import Job
@@ -66,8 +66,8 @@ class Config(Section):
     """Different people who judge each pair; from 2 on their agreement is reported."""
     panel: list[str] = Field(default_factory=lambda: ["Ada the expert", "Bruno the steady"], min_length=1)
     """The simulated annotators, by name; they take turns, each pair goes to ``overlap`` different ones."""
-    lease_minutes: int = Field(30, ge=1)
-    """Minutes after which a pair that somebody took and did not judge goes to others."""
+    lease_minutes: Annotated[int, NO_EFFECT] = Field(30, ge=1)
+    """Minutes after which a pair that somebody took and did not judge goes to others; changes no result."""
     guidelines: str | None = None
     """Markdown file with what the annotators are told; null is a general text on preferring the better response."""
     store: str | None = None
@@ -250,7 +250,7 @@ def _wait_for_people(job: Job, store: JudgementStore, round_id: int) -> None:
     done, people = progress.wanted - progress.remaining, len(progress.annotators)
     raise WaitingForPeople(
         f"{progress.remaining:,} of {progress.wanted:,} judgements are still needed "
-        f"({done:,} made, by {people} {'person' if people == 1 else 'people'})",
+        + (f"({done:,} made, by {people} {'person' if people == 1 else 'people'})" if done else "(none made yet)"),
         advice=f"rlhf annotate {job.run_folder}    then    rlhf run {job.run_folder}",
     )
 
@@ -329,7 +329,7 @@ def _import(job: Job, store: JudgementStore) -> int:
             where="data.preferences",
             advice="set data.preferences, e.g. {path: preferences.jsonl}",
         )
-    loaded = read_preferences(source, system=job.settings.data.system)
+    loaded = read_preferences(source, system=job.settings.data.system, report=job.report_on("preferences"))
     job.say(loaded.summary())
     same = sum(p.chosen == p.rejected for p in loaded.records)
     if same:

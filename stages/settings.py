@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -120,12 +121,13 @@ class Settings(Section):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
-    """Read a configuration file, or the one that a run folder keeps.
+    """Read a configuration file, or the one that a run folder keeps; a folder that was moved is the run's all the same.
 
     Raises:
         ConfigError: naming every mistake with its line.
     """
     if path.is_dir() and (path / "config.yaml").is_file():
+        overrides = [f"run.folder={json.dumps(str(path))}", *overrides]
         path = path / "config.yaml"
     return configuration.load(Settings, path, overrides)
 

@@ -79,13 +79,17 @@ def run(job: Job) -> dict[str, Any]:
             peft_config=models.lora_config(config.lora, task="CAUSAL_LM") if config.lora else None,
         )
     job.say(training.describe(trainer.model, steps))
+    before = training.evaluation_loss(trainer, _columns(held_out)) if held_out else None
     with job.track("supervised fine-tuning", steps.steps) as advance:
         trained = training.train(trainer, folder=job.folder, say=job.say, advance=advance)
     metrics = {**trained, "rows": account}
-    if held_out:
-        metrics["held_out_loss"] = training.evaluation_loss(trainer, _columns(held_out))
-        require_finite(metrics["held_out_loss"], "the loss on held-out rows")
-        job.say(f"loss {trained['loss']:.3f}, on {len(held_out):,} held-out rows {metrics['held_out_loss']:.3f}")
+    if before is not None:
+        after = training.evaluation_loss(trainer, _columns(held_out))
+        require_finite(after, "the loss on held-out rows")
+        job.say(f"loss {trained['loss']:.3f}, on {len(held_out):,} held-out rows {before:.3f} → {after:.3f}")
+        if after >= before:
+            job.say("warning: the base model was better on held-out rows; lower sft.learning_rate or sft.epochs")
+        metrics |= {"held_out_loss_before": before, "held_out_loss": after}
     training.finish(trainer.model, model, job.device)
     training.save(trainer.model, job.folder, model)
     return metrics

@@ -110,6 +110,16 @@ def _toy_keys(path: Path) -> set[str]:
     return {f"{section}.{key}" for section, keys in values.items() for key in keys}
 
 
+def test_a_run_folder_that_was_moved_is_the_run(tmp_path: Path) -> None:
+    settings = write_config(tmp_path, {"run": {"stages": ["sft"]}})
+    assert rlhf("run", settings).code == 0
+    moved = tmp_path / "elsewhere: a name"
+    (tmp_path / "run").rename(moved)
+    again = rlhf("run", moved)
+    assert (again.code, "sft: complete" in again.out) == (0, True), again.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_exit_codes_of_the_doctor(tmp_path: Path) -> None:
     settings = write_config(tmp_path)
     sound = rlhf("doctor", settings)

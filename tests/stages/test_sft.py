@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_pipeline import models
+from rlhf_pipeline import models, training
 from rlhf_pipeline.config import LoraSection
 from rlhf_pipeline.data import DataConfig, SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, TrainingError
@@ -40,6 +40,8 @@ def test_every_family_learns(tmp_path, data, family):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert metrics["tokens"] == lines[-1]["num_tokens"]
+    assert metrics["held_out_loss"] < metrics["held_out_loss_before"]
+    assert not any("warning" in line for line in made.said)
     assert any("24 of 24 demonstrations used" in line for line in made.said)
     policy = models.load_policy(model, made.folder, device="cpu")
     assert {p.name for p in (made.folder / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
@@ -218,6 +220,15 @@ def test_conversations_that_the_template_refuses_are_all_named(tmp_path):
     assert "look after the garden number 0?': the chat template refuses" in error.value.details[0]
     assert "no gardens, please" in error.value.details[0]
     assert error.value.details[-1] == "… and 2 more"
+
+
+def test_a_policy_that_became_worse_is_warned_of(tmp_path, data, monkeypatch):
+    losses = iter([1.0, 2.0])  # a random model cannot become worse than it is
+    monkeypatch.setattr(training, "evaluation_loss", lambda *_: next(losses))
+    made = job(sft.Config(**FAST), tiny_models.make("llama", tmp_path / "base"), tmp_path / "sft", data=data)
+    metrics = sft.run(made)
+    assert (metrics["held_out_loss_before"], metrics["held_out_loss"]) == (1.0, 2.0)
+    assert any("warning: the base model was better" in line for line in made.said)
 
 
 def test_loss_that_is_not_a_number_stops_the_training(tmp_path, data):
