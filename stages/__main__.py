@@ -23,12 +23,14 @@ import typer
 
 from rlhf_pipeline import __version__
 from rlhf_pipeline.errors import PipelineError, UsageError, WaitingForPeople
+from stages import judgements
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(judgements.app, name="judgements")
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or a run folder that keeps one.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[

@@ -1,6 +1,6 @@
 """Judgements out of a store and into one, in our own form and in those that other programs read.
 
-    judged = read_round(store, round_id, Pseudonyms(read_salt(path)))
+    judged = read_round(store, round_id, Pseudonyms(read_salt(salt_beside(location, run_folder))))
     write(export(judged, "trl"), Path("preferences.jsonl"))
 
     for judged in read_file(Path("annotations.json")).rounds:
@@ -54,7 +54,7 @@ the votes. A test holds every cell of this table to what happens.
 from rlhf_pipeline.exchange.export import EXPORT_FORMATS, Export, ExportFormat, export, find_format, write
 from rlhf_pipeline.exchange.into_store import Added, add_round
 from rlhf_pipeline.exchange.judged import JudgedRound, JudgedTask, Verdict, read_round
-from rlhf_pipeline.exchange.pseudonyms import Pseudonyms, read_salt
+from rlhf_pipeline.exchange.pseudonyms import Pseudonyms, read_salt, salt_beside
 from rlhf_pipeline.exchange.reading import IMPORT_FORMATS, ReadFile, read_file
 from rlhf_pipeline.exchange.rules import Terms
 
@@ -76,5 +76,6 @@ __all__ = [
     "read_file",
     "read_round",
     "read_salt",
+    "salt_beside",
     "write",
 ]

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from rlhf_pipeline.errors import StoreError
+from rlhf_pipeline.store.engine import read_url
 
 _LENGTH = 32
 
@@ -44,6 +45,14 @@ def number_of(pseudonym: str) -> int:
     if pseudonym.isdecimal() and int(pseudonym) < 2**31:
         return int(pseudonym)
     return int.from_bytes(hashlib.sha256(pseudonym.encode("utf-8", "surrogatepass")).digest()[:4], "big") >> 1
+
+
+def salt_beside(store: str | Path, otherwise: Path) -> Path:
+    """Where the salt of a store is kept: beside its file, so that it goes with it; of a server's, in ``otherwise``."""
+    url = read_url(store)
+    if url.get_backend_name() == "sqlite" and url.database:
+        return Path(url.database).with_suffix(".salt")
+    return otherwise / "judgements.salt"
 
 
 def read_salt(path: Path) -> bytes:
