@@ -39,8 +39,8 @@ HEADER = """# The annotation app under load
 
 `python benchmarks/annotation_load.py --people {people} --seconds {seconds} --out benchmarks/annotation_load.md`
 
-{people} people, {thinking} s of thinking each, overlap 3, one answer in ten sent twice, one in fifty after the lease had
-run out; {seconds} s; server and clients share 2 CPU cores; {date}. Milliseconds are what a client waits for the
+{people} people, {thinking} s of thinking each, overlap 3, one answer in ten sent twice, one in fifty after the lease
+had run out; {seconds} s; server and clients share 2 CPU cores; {date}. Milliseconds are what a client waits for the
 acknowledgement of a judgement, which comes with the next tasks.
 
 | store | kill -9 | acknowledged | lost | doubled | late, kept | tasks over their overlap | p50 ms | p95 ms | p99 ms |
@@ -139,7 +139,8 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        program = "import sys; from annotation_ui.app import serve; serve(sys.argv[1], int(sys.argv[2]), port=int(sys.argv[3]))"
+        program = "import sys; from annotation_ui.app import serve; url, round_id, port = sys.argv[1:]; "
+        program += "serve(url, int(round_id), port=int(port))"
         self.command = [sys.executable, "-c", program, url, str(round_id), str(self.port)]
         self.start()
 
