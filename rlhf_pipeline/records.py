@@ -57,6 +57,12 @@ class Demonstration:
     prompt: Prompt
     response: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The conversation as messages, as TRL and :mod:`rlhf_pipeline.data` read it."""
+        return {
+            "messages": [*(m.to_json() for m in self.prompt.messages), Message("assistant", self.response).to_json()]
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:

@@ -1,9 +1,10 @@
 """Collect judgements of response pairs and export them as preferences.
 
-Reads the sampled responses (or ready-made preferences), fills the judgement store with pairs, and writes
-``preferences.jsonl`` once enough has been judged. Who judges is ``collect.judges``: people in the browser, the
-simulated annotators, or those who made an imported data set; all go through the same store. The store outlives the
-stage: what was judged is never deleted, and an interrupted run goes on where it stopped.
+Reads the sampled responses (or ready-made preferences), fills the judgement store with pairs or rankings, and writes
+``preferences.jsonl`` once enough has been judged (and ``demonstrations.jsonl`` where people corrected responses). Who
+judges is ``collect.judges``: people in the browser, the simulated annotators, or those who made an imported data set;
+all go through the same store. The store outlives the stage: what was judged is never deleted, and an interrupted run
+goes on where it stopped.
 
     rlhf run CONFIG collect
     rlhf annotate RUN
@@ -11,45 +12,30 @@ stage: what was judged is never deleted, and an interrupted run goes on where it
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections import defaultdict
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_pipeline.config import NO_EFFECT, Section
+from rlhf_pipeline.data.sources import SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
 from rlhf_pipeline.pocket.annotators import PANEL, SimulatedAnnotator
 from stages.job import Job
+from stages.rounds import FormSection, digest, open_round
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rlhf_pipeline.artifacts import Artifact
-    from rlhf_pipeline.records import Preference, ResponseSet
+    from rlhf_pipeline.records import Preference
     from rlhf_pipeline.store import JudgementStore
     from rlhf_pipeline.store.records import Answer, Assignment, NewTask
     from stages.settings import Settings
 
 _BATCH = 64  # judgements of a simulated annotator in one transaction
 _IMPORT_BATCH = 500
-
-GUIDELINES = """\
-Read the whole conversation, then both responses. Choose the one you would rather have received.
-
-- **Helpful** – it does what was asked, and nothing beside the point.
-- **True** – a wrong answer is worse than a short one. Check what you can.
-- **Safe** – refusing harm is right; refusing a harmless wish is not.
-- **Kind and clear** – warm without flattery, no longer than it needs to be, and it comes to an end.
-
-Length is no merit by itself, and neither is the side on which a response stands.
-Press **Tie** when you would not mind which one you got, **Skip** when you cannot judge.
-"""
 
 
 class Config(Section):
@@ -61,13 +47,36 @@ class Config(Section):
     pairs_per_prompt: int = Field(2, ge=1)
     """Pairs of different responses to one prompt; raising it gives more judgements of the same prompts."""
     max_pairs: int | None = Field(None, ge=1)
-    """At most so many pairs, spread over the prompts; null takes all."""
+    """At most so many pairs (or rankings), spread over the prompts; null takes all."""
+    ranking_size: int = Field(4, ge=2, le=9)
+    """Where ``form.kind`` is ``ranking``: responses to one prompt that are put in order at once. K of them give
+    K (K - 1) / 2 preferences."""
+    form: FormSection = FormSection()
+    """What people are asked about each pair or ranking."""
     overlap: int = Field(1, ge=1)
     """Different people who judge each pair; from 2 on their agreement is reported."""
     panel: list[str] = Field(default_factory=lambda: ["Ada the expert", "Bruno the steady"], min_length=1)
     """The simulated annotators, by name; they take turns, each pair goes to ``overlap`` different ones."""
     lease_minutes: Annotated[int, NO_EFFECT] = Field(30, ge=1)
     """Minutes after which a pair that somebody took and did not judge goes to others; changes no result."""
+    order: Literal["sequence", "random", "uncertainty"] = "sequence"
+    """In which order people judge: prompt by prompt, by lot, or first where a reward model is least sure; of the last
+    a tenth is drawn by lot all the same, as a fair sample."""
+    uncertainty_from: str | None = None
+    """Where the order is by uncertainty: the ``reward`` folder of a finished run on the same base model."""
+    gold: SourceConfig | None = None
+    """Preferences whose better side is known; people judge them as gold questions and in training, and nobody else."""
+    gold_rate: float = Field(0.0, ge=0, le=0.5)
+    """Share of a person's tasks that are gold questions, indistinguishable from the others; raising it measures people
+    sooner and costs as many judgements."""
+    gold_feedback: bool = False
+    """Whether people are told the right answer after a gold question."""
+    repeat_rate: float = Field(0.0, ge=0, le=0.5)
+    """Share of a person's tasks that they judged at least 30 tasks before, given again with sides swapped."""
+    training_tasks: int = Field(0, ge=0)
+    """Gold questions that everybody answers first, with the right answer shown after each."""
+    edit_minutes: int | None = Field(None, ge=0)
+    """Minutes for which a judgement may be changed; null is for ever."""
     guidelines: str | None = None
     """Markdown file with what the annotators are told; null is a general text on preferring the better response."""
     store: str | None = None
@@ -86,6 +95,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _enough_people(self) -> Config:
+        if self.order == "uncertainty" and self.uncertainty_from is None:
+            raise ValueError("order is uncertainty, but uncertainty_from names no reward model")
         if self.judges == "simulated" and self.overlap > len(self.panel):
             raise ValueError(f"overlap is {self.overlap}, but the panel has {len(self.panel)} annotators; name more")
         return self
@@ -98,7 +109,7 @@ def run(job: Job) -> dict[str, Any]:
         WaitingForPeople: judgements are still needed.
         StoreError: the store cannot be used.
     """
-    from rlhf_pipeline.aggregate import aggregate
+    from rlhf_pipeline.aggregate import aggregate, demonstrations
     from rlhf_pipeline.records import write_jsonl
     from rlhf_pipeline.store import JudgementStore
 
@@ -109,14 +120,15 @@ def run(job: Job) -> dict[str, Any]:
         if config.judges == "imported":
             round_id = _import(job, store)
         else:
-            round_id = _open_round(store, job.settings, _sampled(job), config.judges)
+            round_id = open_round(store, job.settings, _sampled(job), config.judges)
         if config.judges == "simulated":
             _simulate(job, store, round_id)
         if config.judges == "people":
             _wait_for_people(job, store, round_id)
-        preferences, summary = aggregate(store.tasks(round_id), store.judgements(round_id), source=config.judges)
+        tasks, judgements = store.tasks(round_id), store.judgements(round_id)
     finally:
         store.close()
+    preferences, summary = aggregate(tasks, judgements, source=config.judges)
     if not preferences:
         raise DataError(
             f"no preference came of {summary.judgements} judgements: {summary.ties} pairs came out even, "
@@ -125,6 +137,11 @@ def run(job: Job) -> dict[str, Any]:
             advice="judge more pairs: raise collect.pairs_per_prompt or sample.prompts",
         )
     write_jsonl(job.folder / "preferences.jsonl", (p.to_json() for p in preferences))
+    corrected = demonstrations(tasks, judgements)
+    (job.folder / "demonstrations.jsonl").unlink(missing_ok=True)  # of a try that was interrupted
+    if corrected:
+        write_jsonl(job.folder / "demonstrations.jsonl", (d.to_json() for d in corrected))
+        job.say(f"{len(corrected):,} corrected responses in demonstrations.jsonl, ready for data.demonstrations")
     agreement = "" if summary.agreement is None else f", agreement {summary.agreement:.0%}"
     job.say(
         f"{summary.judgements:,} judgements by {summary.annotators} of {summary.pairs:,} pairs → "
@@ -159,34 +176,9 @@ def open_for_people(settings: Settings, run_folder: Path) -> int:
         )
     store = JudgementStore.open(store_url(settings.collect, run_folder))
     try:
-        return _open_round(store, settings, open_artifact(folder), "people")
+        return open_round(store, settings, open_artifact(folder), "people")
     finally:
         store.close()
-
-
-def pair_tasks(sets: Iterable[ResponseSet], config: Config, *, seed: int, sampler: str = "") -> list[NewTask]:
-    """Pairs of distinct responses, drawn per prompt so that every response appears before one appears twice.
-
-    With ``max_pairs`` every prompt keeps its first pair before any keeps its second.
-    """
-    from rlhf_pipeline.store.records import NewResponse, NewTask
-
-    ranked: list[tuple[int, int, NewTask]] = []
-    for number, item in enumerate(sets):
-        distinct = list({r.text: r for r in reversed(item.responses)}.values())[::-1]
-        lot = random.Random(f"{seed}:{item.prompt.id}")
-        pairs = list(combinations(distinct, 2))
-        lot.shuffle(pairs)
-        used: dict[str, int] = defaultdict(int)
-        for rank in range(min(config.pairs_per_prompt, len(pairs))):
-            pair = min(pairs, key=lambda p: used[p[0].text] + used[p[1].text])
-            pairs.remove(pair)
-            for response in pair:
-                used[response.text] += 1
-            responses = tuple(NewResponse(r.text, "eos" if r.ended else "length", sampler) for r in pair)
-            ranked.append((rank, number, NewTask(item.prompt, responses)))
-    kept = sorted(ranked, key=lambda row: row[:2])[: config.max_pairs]
-    return [task for _, _, task in sorted(kept, key=lambda row: (row[1], row[0]))]
 
 
 def _sampled(job: Job) -> Artifact:
@@ -197,50 +189,6 @@ def _sampled(job: Job) -> Artifact:
             advice="add sample to run.stages, or set collect.judges: imported and data.preferences",
         )
     return job.inputs["sample"]
-
-
-def _open_round(store: JudgementStore, settings: Settings, sampled: Artifact, judges: str) -> int:
-    """The round over these responses, with its tasks and guidelines as the configuration has them now."""
-    from rlhf_pipeline.records import ResponseSet, read_jsonl
-    from rlhf_pipeline.store.records import Form
-
-    config = settings.collect
-    sets = [ResponseSet.from_json(row) for row in read_jsonl(sampled.folder / "responses.jsonl")]
-    # By content: responses sampled again and found the same keep what was judged of them.
-    source = _digest([[s.prompt.id, [r.text for r in s.responses]] for s in sets])
-    tasks = pair_tasks(sets, config, seed=settings.run.seed, sampler=sampled.digest)
-    if not tasks:
-        raise DataError(
-            f"there is no pair to judge: the responses to each of the {len(sets)} prompts are all the same",
-            advice="raise sample.temperature or sample.responses",
-        )
-    # Simulated judges draw lots: another seed is another panel. People's work is kept whatever the seed.
-    round_id = store.open_round(
-        judges,
-        overlap=config.overlap,
-        seed=settings.run.seed,
-        source_digest=_digest([source, settings.run.seed]) if judges == "simulated" else source,
-        lease_seconds=config.lease_minutes * 60,
-        form=Form(all_bad=judges == "simulated"),
-    )
-    store.add_tasks(round_id, tasks)
-    store.retire_tasks(round_id, {task.digest for task in tasks})
-    store.set_guidelines(round_id, _guidelines(config))
-    return round_id
-
-
-def _guidelines(config: Config) -> str:
-    if config.guidelines is None:
-        return GUIDELINES
-    try:
-        return Path(config.guidelines).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(
-            f"the file {config.guidelines} cannot be read: {reason}",
-            where="collect.guidelines",
-            advice="give the path of a Markdown file, or leave it out for a general text",
-        ) from None
 
 
 def _wait_for_people(job: Job, store: JudgementStore, round_id: int) -> None:
@@ -342,8 +290,8 @@ def _import(job: Job, store: JudgementStore) -> int:
             task = NewTask(p.prompt, (NewResponse(p.chosen), NewResponse(p.rejected)), meta=meta)
             pairs[task.digest].append(p)
             tasks.setdefault(task.digest, task)
-    digest = _digest([p.to_json() for p in loaded.records])
-    round_id = store.open_round("imported", overlap=1, seed=job.seed, source_digest=digest, lease_seconds=3600)
+    source_digest = digest([p.to_json() for p in loaded.records])
+    round_id = store.open_round("imported", overlap=1, seed=job.seed, source_digest=source_digest, lease_seconds=3600)
     store.add_tasks(round_id, [replace(t, needed=len(pairs[d])) for d, t in tasks.items()])
     digests = {task.id: task.digest for task in store.tasks(round_id)}
     with job.track("importing", sum(map(len, pairs.values()))) as advance:
@@ -366,7 +314,3 @@ def _imported_answer(given: Assignment, preference: Preference) -> Answer:
     [chosen] = [r.id for r in given.responses if r.text == preference.chosen]
     sure = None if preference.probability == 1.0 else preference.probability
     return Answer(token, given.id, "response", chosen, probability=sure, margin=preference.margin)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

@@ -20,8 +20,9 @@ from rlhf_pipeline.records import Message, Preference, Prompt, ResponseSet, Samp
 from rlhf_pipeline.store import JudgementStore
 from rlhf_pipeline.store.records import Answer
 from stages import collect
-from stages.collect import Config, pair_tasks
+from stages.collect import Config
 from stages.job import Job
+from stages.rounds import pair_tasks
 
 ROOT = Path(__file__).parents[2]
 
