@@ -23,7 +23,7 @@ import typer
 
 from rlhf_pipeline import __version__
 from rlhf_pipeline.errors import PipelineError, UsageError, WaitingForPeople
-from stages import judgements
+from stages import judgements, users
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(judgements.app, name="judgements")
+app.add_typer(users.app, name="users")
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or a run folder that keeps one.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Overrides = Annotated[
