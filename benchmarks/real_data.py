@@ -22,9 +22,11 @@ HEADER = """# Real preference data through configs/hh.yaml
 
 Model `{model}`, {date}, 2 CPU cores.
 Accuracy: of the reward model on held-out prompts, with its Wilson 95 % interval; the baseline knows lengths only.
+A model of a million parameters that knows household talk only is a stand-in here: the point is that real data passes
+through every stage, and that the reward stage says what the model is worth (here: nothing that length would not give).
 
-| file | pairs trained on | held out | reward accuracy | 95 % interval | length alone | stages complete | seconds |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| file | pairs trained on | held out | too long | reward accuracy | 95 % interval | length alone | stages complete | seconds |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -59,7 +61,8 @@ def run_file(path: Path, arguments: argparse.Namespace) -> str:
     reward = manifests["reward"]["metrics"]
     seconds = sum(m["seconds"] for m in manifests.values())  # of work: with run.parallel the run is shorter
     return (
-        f"| {path.name} | {reward['rows']['train']:,} | {reward['rows']['held_out']:,} | {reward['accuracy']:.1%} "
+        f"| {path.name} | {reward['rows']['train']:,} | {reward['rows']['held_out']:,} "
+        f"| {reward['rows']['overlong']:,} | {reward['accuracy']:.1%} "
         f"| {reward['accuracy_low']:.1%} to {reward['accuracy_high']:.1%} | {reward['length_baseline']:.1%} "
         f"| {sum(name in manifests for name in STAGES)} of {len(STAGES)} | {seconds:.0f} |"
     )
