@@ -25,7 +25,7 @@ Accuracy: of the reward model on held-out prompts, with its Wilson 95 % interval
 A model of a million parameters that knows household talk only is a stand-in here: the point is that real data passes
 through every stage, and that the reward stage says what the model is worth (here: nothing that length would not give).
 
-| file | pairs trained on | held out | too long | reward accuracy | 95 % interval | length alone | stages complete | seconds |
+| file | pairs trained on | held out | too long | reward accuracy | 95 % interval | length alone | stages complete | s |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
