@@ -210,12 +210,18 @@ def read(row: Mapping[str, Any]) -> tuple[JudgedTask, Form, list[str]]:
     texts = [fields.text(about[name], name) for name in names]
     if names != [response_name(place) for place in range(len(names))]:
         raise RowProblem("missing field", f"found {', '.join(names)}, wanted response_1, response_2 and so on")
-    details = _loaded(metadata["sampled"], "sampled") if metadata.get("sampled") else [{}] * len(texts)
+    details = fields.sequence(_loaded(metadata["sampled"], "sampled") if metadata.get("sampled") else [], "sampled")
+    if len(details) != len(texts):  # made elsewhere, or responses were added there
+        details = [{}] * len(texts)
     made = [
-        NewResponse(text, fields.mapping(d, "sampled").get("finish"), d.get("sampler_digest", ""))
-        for text, d in zip(texts, details, strict=True)
+        NewResponse(
+            text,
+            fields.optional(fields.one_of, fields.mapping(one, "sampled").get("finish"), "finish", ("eos", "length")),
+            fields.word(one.get("sampler_digest", ""), "sampler_digest"),
+        )
+        for text, one in zip(texts, details, strict=True)
     ]
-    meta = fields.mapping(_loaded(metadata["meta"], "meta"), "meta") if metadata.get("meta") else {}
+    meta = fields.json_object(_loaded(metadata["meta"], "meta"), "meta") if metadata.get("meta") else {}
     task = comparable(Prompt(messages), made)
     order = canonical(task, texts)
     unknown: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast, get_args
@@ -10,6 +11,11 @@ from rlhf_pipeline.data.formats import RowProblem
 from rlhf_pipeline.records import Message, Messages, Role
 
 T = TypeVar("T")
+LARGEST = 2**31 - 1
+"""What every database keeps as a whole number."""
+
+LATEST = 2**47
+"""Milliseconds; as a date it is in the year 6429."""
 
 
 def kind_of(value: Any) -> str:
@@ -43,17 +49,36 @@ def text(value: Any, at: str) -> str:
     return value
 
 
+def word(value: Any, at: str, longest: int = 64) -> str:
+    """A short text of ASCII letters, digits and signs, or none at all: a digest, a version."""
+    found = text(value, at)
+    if len(found) > longest or not found.isascii() or not found.isprintable():
+        raise RowProblem("wrong type", f"{at} is {found!r:.40}, wanted at most {longest} ASCII characters")
+    return found
+
+
+def json_object(value: Any, at: str) -> Mapping[str, Any]:
+    """An object of what JSON has; Python's JSON takes NaN and Infinity, which databases do not."""
+    found = mapping(value, at)
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError:
+        raise RowProblem("not JSON", f"{at} holds NaN or Infinity") from None
+    return found
+
+
 def texts(value: Any, at: str) -> tuple[str, ...]:
     """A list of texts."""
     return tuple(text(item, f"{at}[{i}]") for i, item in enumerate(sequence(value, at), start=1))
 
 
-def whole(value: Any, at: str, low: int | None = None, high: int | None = None) -> int:
+def whole(value: Any, at: str, low: int = 0, high: int = LARGEST) -> int:
     """A whole number within limits, both included."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole:
         raise RowProblem("wrong type", f"{at} is {value!r:.40}, wanted a whole number")
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise RowProblem("out of range", f"{at} is {value}, wanted {low} to {'any' if high is None else high}")
+    if not low <= value <= high:
+        raise RowProblem("out of range", f"{at} is {value!r:.40}, wanted {low} to {high}")
     return int(value)
 
 

@@ -21,6 +21,7 @@ RECORD = "rlhf-judgement/1"
 """What each line says that it is, with the version of this format."""
 
 _CHOICES = ("response", "tie", "all_bad", "ranking", "skip", "withdrawn")
+_ASKED = ("strength", "tie", "all_bad", "correction", "comment")
 _TIMES = ("shown_at", "decided_at", "received_at", "active_ms", "wall_ms")
 
 
@@ -106,7 +107,7 @@ def _row(row: Mapping[str, Any]) -> tuple[JudgedRound, JudgedTask, Verdict]:
     terms = fields.mapping(row.get("round"), "round")
     judged = JudgedRound(
         name=fields.text(terms.get("name"), "round.name"),
-        source_digest=fields.text(terms.get("source_digest"), "round.source_digest"),
+        source_digest=fields.word(terms.get("source_digest"), "round.source_digest"),
         form=form_of(terms.get("form"), "round.form"),
         tasks=(),
         overlap=fields.whole(terms.get("overlap"), "round.overlap", 1),
@@ -118,16 +119,28 @@ def _row(row: Mapping[str, Any]) -> tuple[JudgedRound, JudgedTask, Verdict]:
 def form_of(value: Any, at: str) -> Form:
     """A form as :meth:`Form.to_json` writes it."""
     row = fields.mapping(value, at)
-    try:
-        attributes = [Attribute(**fields.mapping(item, f"{at}.attributes")) for item in row["attributes"]]
-        made = Form(
-            **{**row, "attributes": tuple(attributes)}
-            | {name: fields.texts(row[name], f"{at}.{name}") for name in ("rules", "flags")}
-        )
-    except (KeyError, TypeError) as error:
-        raise RowProblem("not a form", f"{at}: {error}") from None
-    fields.one_of(made.kind, f"{at}.kind", ("pair", "ranking"))
-    return made
+    if unknown := set(row) - set(Form.__dataclass_fields__):
+        raise RowProblem("not a form", f"{at} asks what this program does not: {', '.join(sorted(unknown))}")
+    usual = Form()
+    return Form(
+        kind=fields.one_of(row.get("kind", usual.kind), f"{at}.kind", ("pair", "ranking")),
+        rules=fields.texts(row.get("rules", []), f"{at}.rules"),
+        flags=fields.texts(row.get("flags", []), f"{at}.flags"),
+        attributes=tuple(
+            _attribute(fields.mapping(item, f"{at}.attributes[{index}]"), f"{at}.attributes[{index}]")
+            for index, item in enumerate(fields.sequence(row.get("attributes", []), f"{at}.attributes"), start=1)
+        ),
+        **{name: fields.flag(row.get(name, getattr(usual, name)), f"{at}.{name}") for name in _ASKED},
+    )
+
+
+def _attribute(row: Mapping[str, Any], at: str) -> Attribute:
+    return Attribute(
+        name=fields.text(row.get("name"), f"{at}.name"),
+        low=fields.text(row.get("low", ""), f"{at}.low"),
+        high=fields.text(row.get("high", ""), f"{at}.high"),
+        points=fields.whole(row.get("points", 5), f"{at}.points", 1, 100),
+    )
 
 
 def _read_task(row: Mapping[str, Any]) -> JudgedTask:
@@ -138,7 +151,7 @@ def _read_task(row: Mapping[str, Any]) -> JudgedTask:
         finish: Literal["eos", "length"] | None = fields.optional(
             fields.one_of, given.get("finish"), f"{at}.finish", ("eos", "length")
         )
-        sampler = fields.text(given.get("sampler_digest", ""), f"{at}.sampler_digest")
+        sampler = fields.word(given.get("sampler_digest", ""), f"{at}.sampler_digest")
         responses.append(NewResponse(fields.text(given.get("text"), f"{at}.text"), finish, sampler))
     task = comparable(prompt, responses)
     if row.get("digest") != task.digest:
@@ -150,7 +163,7 @@ def _read_task(row: Mapping[str, Any]) -> JudgedTask:
         prompt=prompt,
         responses=tuple(responses),
         verdicts=(),
-        meta=fields.mapping(row.get("meta", {}), "task.meta"),
+        meta=fields.json_object(row.get("meta", {}), "task.meta"),
         gold=None if gold is None else _read_gold(gold, len(responses)),
         priority=fields.number(row.get("priority", 0.0), "task.priority"),
     )
@@ -180,7 +193,7 @@ def _read_verdict(row: Mapping[str, Any], responses: int) -> Verdict:
     corrected = fields.optional(fields.whole, *at("corrected"), 0, responses - 1)
     if (correction is None) != (corrected is None):
         raise RowProblem("not a judgement", "corrected and correction go together")
-    times: dict[str, Any] = {name: fields.optional(fields.whole, *at(name), 0) for name in _TIMES}
+    times: dict[str, Any] = {name: fields.optional(fields.whole, *at(name), 0, fields.LATEST) for name in _TIMES}
     shown = fields.places(row.get("shown", []), "judgement.shown", responses)
     if shown and len(shown) < responses:
         raise RowProblem("not a judgement", f"judgement.shown names {len(shown)} of {responses} responses")
@@ -203,9 +216,9 @@ def _read_verdict(row: Mapping[str, Any], responses: int) -> Verdict:
         late=fields.flag(row.get("late", False), "judgement.late"),
         keys_used=fields.optional(fields.flag, *at("keys_used")),
         revision=fields.whole(row.get("revision", 1), "judgement.revision", 1),
-        form_digest=fields.text(row.get("form_digest", ""), "judgement.form_digest"),
+        form_digest=fields.word(row.get("form_digest", ""), "judgement.form_digest", 16),
         guideline_version=fields.optional(fields.whole, *at("guideline_version"), 1),
-        app_version=fields.text(row.get("app_version", ""), "judgement.app_version"),
+        app_version=fields.word(row.get("app_version", ""), "judgement.app_version", 40),
         identity=_identity(*at("identity")),
         supersedes=fields.optional(_identity, *at("supersedes")),
         **times,

@@ -121,7 +121,7 @@ def _without_same(
         of_task.setdefault(row.task_id, []).append(row)
     standing: dict[tuple[str, str, str], Verdict] = {}
     for task in store.tasks(round_id):
-        for verdict in judged_task(task, of_task.get(task.id, []), {}, {}).verdicts:
+        for verdict in judged_task(task, of_task.get(task.id, []), {}, None).verdicts:
             standing[task.digest, verdict.by.casefold(), verdict.purpose] = verdict
     return [
         tuple(

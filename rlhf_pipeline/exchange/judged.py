@@ -150,8 +150,8 @@ def read_round(store: JudgementStore, round_id: int, pseudonyms: Pseudonyms) -> 
     of_task: dict[int, list[JudgementRow]] = {}
     for row in store.judgements(round_id, all_revisions=True):
         of_task.setdefault(row.task_id, []).append(row)
-    names = _pseudonyms(store, pseudonyms)
     identities = identities_of(store, terms)
+    names = _pseudonyms(store, pseudonyms)
     return JudgedRound(
         name=terms.name,
         source_digest=terms.source_digest,
@@ -163,8 +163,8 @@ def read_round(store: JudgementStore, round_id: int, pseudonyms: Pseudonyms) -> 
 
 def identities_of(store: JudgementStore, terms: Round) -> dict[int, str]:
     """Judgement id → its identity, for every judgement of a round."""
-    digests = {task.id: task.digest for task in store.tasks(terms.id)}
     rows = store.judgements(terms.id, all_revisions=True)
+    digests = {task.id: task.digest for task in store.tasks(terms.id)}
     return {row.id: identity_of(row, terms, digests[row.task_id]) for row in rows}
 
 
@@ -183,9 +183,9 @@ def _pseudonyms(store: JudgementStore, pseudonyms: Pseudonyms) -> dict[int, str]
 
 
 def judged_task(
-    task: TaskRow, rows: Sequence[JudgementRow], identities: Mapping[int, str], names: Mapping[int, str]
+    task: TaskRow, rows: Sequence[JudgementRow], identities: Mapping[int, str], names: Mapping[int, str] | None
 ) -> JudgedTask:
-    """A task of a store with these of its judgements; who has no pseudonym in ``names`` keeps the name."""
+    """A task of a store with these of its judgements; ``names`` are pseudonyms by user id, None for the names."""
     place = {response.id: index for index, response in enumerate(task.responses)}
     gold = task.gold
     if gold is not None and gold.response_id is not None:
@@ -202,10 +202,10 @@ def judged_task(
 
 
 def _verdict(
-    row: JudgementRow, place: Mapping[int, int], identities: Mapping[int, str], names: Mapping[int, str]
+    row: JudgementRow, place: Mapping[int, int], identities: Mapping[int, str], names: Mapping[int, str] | None
 ) -> Verdict:
     return Verdict(
-        by=names.get(row.user_id, row.user),
+        by=row.user if names is None else names[row.user_id],
         choice=row.choice,
         response=None if row.response_id is None else place[row.response_id],
         ranking=row.ranking and tuple(tuple(sorted(place[id_] for id_ in group)) for group in row.ranking),

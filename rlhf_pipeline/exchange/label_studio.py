@@ -183,7 +183,7 @@ def read(row: Mapping[str, Any]) -> tuple[JudgedTask, Form, list[str]]:
     for index, item in enumerate(fields.sequence(row.get("annotations", []), "annotations"), start=1):
         annotation = fields.mapping(item, f"annotations[{index}]")
         verdicts.append(_verdict(annotation, form, order, f"annotations[{index}]", unknown))
-    meta = fields.mapping(data.get("meta", {}), "data.meta")
+    meta = fields.json_object(data.get("meta", {}), "data.meta")
     return JudgedTask(task.prompt, task.canonical(), tuple(verdicts), meta), form, unknown
 
 
@@ -197,7 +197,7 @@ def _task(data: Mapping[str, Any], messages: Messages) -> tuple[NewTask, list[st
     for n, item in enumerate(details, start=1):
         given = fields.mapping(item, f"data.responses[{n}]")
         finish = fields.optional(fields.one_of, given.get("finish"), f"data.responses[{n}].finish", ("eos", "length"))
-        sampler = fields.text(given.get("sampler_digest", ""), f"data.responses[{n}].sampler_digest")
+        sampler = fields.word(given.get("sampler_digest", ""), f"data.responses[{n}].sampler_digest")
         responses.append(NewResponse(fields.text(data.get(f"answer{n}"), f"data.answer{n}"), finish, sampler))
     return comparable(Prompt(messages), responses), [response.text for response in responses]
 
@@ -206,9 +206,9 @@ def _verdict(row: Mapping[str, Any], form: Form, order: list[int], at: str, unkn
     by = row.get("completed_by")
     if isinstance(by, Mapping):
         by = by.get("id")
-    lead_time = fields.optional(fields.number, row.get("lead_time"), f"{at}.lead_time", 0)
+    lead_time = fields.optional(fields.number, row.get("lead_time"), f"{at}.lead_time", 0, 1e9)
     blank = Verdict(
-        by="" if by is None else str(fields.whole(by, f"{at}.completed_by", 0)),
+        by="" if by is None else str(fields.whole(by, f"{at}.completed_by")),
         choice="skip",
         purpose="adjudicate" if row.get("ground_truth") is True else "judge",
         received_at=_moment(row.get("created_at"), f"{at}.created_at"),
@@ -259,4 +259,5 @@ def _moment(value: Any, at: str) -> int | None:
         moment = datetime.fromisoformat(fields.text(value, at))
     except ValueError:
         raise RowProblem("not a time", f"{at} is {value!r:.40}, wanted YYYY-MM-DDTHH:MM:SSZ") from None
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    stamp = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return fields.whole(stamp, at, 0, fields.LATEST)

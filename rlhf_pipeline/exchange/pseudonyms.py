@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import uuid
 from pathlib import Path
@@ -13,13 +14,14 @@ from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store.engine import read_url
 
 _LENGTH = 32
+_PSEUDONYM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]{1,16}|import( [0-9]+)?", re.ASCII)
 
 
 class Pseudonyms:
     """Names to pseudonyms under one salt.
 
-    A pseudonym is a UUID, so that tools that know people by UUID take it as it is. Who came in by an import ("import")
-    is a pseudonym already and keeps it.
+    A pseudonym is a UUID, so that tools that know people by UUID take it as it is. Who came in by an import and bears a
+    pseudonym (a UUID, a number, "import", "import 2") keeps it.
     """
 
     def __init__(self, salt: bytes) -> None:
@@ -28,7 +30,7 @@ class Pseudonyms:
 
     def of(self, name: str, role: str = "annotator") -> str:
         """The pseudonym of the person of this name; case and runs of blanks make no difference, as in the store."""
-        if role == "import":
+        if role == "import" and _PSEUDONYM.fullmatch(name):
             return name
         key = " ".join(name.split()).casefold()
         digest = hmac.new(self._salt, key.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()

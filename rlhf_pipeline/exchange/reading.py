@@ -217,7 +217,8 @@ def _digest(value: Any) -> str:
 
 
 def _import_name(name: str) -> str:
-    return (name if name.startswith("import ") else f"import {name}")[:200]
+    shown = "".join(c if c.isprintable() and not "\ud800" <= c <= "\udfff" else "?" for c in name)
+    return (shown if shown.startswith("import ") else f"import {shown}")[:200]
 
 
 def _refusal(path: Path, name: str, bad: Bad, total: int) -> DataError:

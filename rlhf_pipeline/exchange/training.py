@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf_pipeline.data.formats import FORMATS, Exchange, Format, RowProblem
 from rlhf_pipeline.data.opening import RawRow
+from rlhf_pipeline.exchange import fields
 from rlhf_pipeline.exchange.judged import MOST_RESPONSES, JudgedRound, JudgedTask, Verdict, canonical
 from rlhf_pipeline.exchange.projection import Pair, labelled_of, pairs_of
 from rlhf_pipeline.exchange.rules import Ledger, Terms, is_plain
@@ -84,7 +85,7 @@ def hh(judged: JudgedRound, ledger: Ledger, terms: Terms) -> Rows:
         texts = [*(m.content for m in messages), pair.chosen, pair.rejected]
         if messages[0].role == "system":
             ledger.remove("system")
-        elif any(_MARK.search(f"\n\n{text.strip()}\n\n") for text in texts):
+        elif any(_MARK.search(text) for text in texts):
             ledger.remove("speaker")
         elif any(m.role != ("user", "assistant")[i % 2] for i, m in enumerate(messages)) or len(messages) % 2 == 0:
             ledger.remove("turns")
@@ -150,6 +151,11 @@ def read_pairs(rows: Sequence[RawRow], known: Format) -> Read:
             continue
         meta: dict[str, Any] = {"source": exchange.source} if exchange.source else {}
         meta |= {"imported": dict(exchange.meta)} if exchange.meta else {}
+        try:
+            fields.json_object(meta, "meta")
+        except RowProblem as problem:
+            read.bad.append((row.where, problem))
+            continue
         task = NewTask(Prompt(exchange.messages), tuple(NewResponse(text) for text in texts), meta=meta)
         tasks.setdefault(task.digest, task)
         said = verdicts[task.digest]

@@ -195,6 +195,9 @@ def test_of_two_annotations_by_one_person_the_last_counts(tmp_path: Path) -> Non
         ({"annotations": [{"result": 3}]}, "annotations[1].result is a number, wanted a list"),
         ({"annotations": [{"completed_by": -1, "result": []}]}, "completed_by is -1"),
         ({"annotations": [{"created_at": "noon", "result": []}]}, "created_at is 'noon'"),
+        ({"annotations": [{"created_at": "1900-01-01", "result": []}]}, "created_at is -22089888"),
+        ({"annotations": [{"lead_time": 1e308, "result": []}]}, "lead_time is 1e+308, wanted 0 to 1e+09"),
+        ({"annotations": [{"completed_by": 10**30, "result": []}]}, "completed_by is 1000000000"),
     ],
 )
 def test_bad_label_studio_rows_are_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from rlhf_pipeline.errors import DataError, UsageError
 from rlhf_pipeline.exchange import Verdict, export, find_format, read_file, write
 from rlhf_pipeline.exchange.full import RECORD
-from rlhf_pipeline.store.records import Gold
+from rlhf_pipeline.store.records import Form, Gold
 from tests.rlhf_pipeline.exchange.judged_rounds import ANN, BOB, EVERYTHING, a_round, asked, task, there_and_back
 
 ALL = Verdict(
@@ -97,9 +97,18 @@ Change = Callable[[dict[str, Any]], Any]
 BAD: list[tuple[Change, str]] = [
     (lambda r: r.update(record="rlhf-judgement/2"), "record is 'rlhf-judgement/2', wanted 'rlhf-judgement/1'"),
     (lambda r: r.pop("round"), "round is missing, wanted an object"),
-    (lambda r: r["round"].update(overlap=0), "round.overlap is 0, wanted 1 to any"),
-    (lambda r: r["round"]["form"].pop("rules"), "not a form: round.form: 'rules'"),
-    (lambda r: r["round"]["form"].update(colour=1), "not a form"),
+    (lambda r: r["round"].update(overlap=0), "round.overlap is 0, wanted 1 to 2147483647"),
+    (lambda r: r["round"].update(source_digest="a\0b"), "round.source_digest is 'a\\x00b'"),
+    (lambda r: r["round"]["form"].update(rules=3), "round.form.rules is a number, wanted a list"),
+    (lambda r: r["round"]["form"].update(tie="no"), "round.form.tie is text, wanted true or false"),
+    (lambda r: r["round"]["form"].update(colour=1), "not a form: round.form asks what this program does not: colour"),
+    (lambda r: r["round"]["form"]["attributes"][0].update(points=10**9), "attributes[1].points is 1000000000"),
+    (lambda r: r["task"].update(meta={"a": float("nan")}), "not JSON: task.meta holds NaN or Infinity"),
+    (lambda r: r["task"].update(priority=float("inf")), "task.priority is inf, wanted a number"),
+    (lambda r: r["judgement"].update(received_at=10**300), "judgement.received_at is 1000000000"),
+    (lambda r: r["judgement"].update(wall_ms=-1), "judgement.wall_ms is -1, wanted 0 to"),
+    (lambda r: r["judgement"].update(app_version="9" * 41), "wanted at most 40 ASCII characters"),
+    (lambda r: r["judgement"].update(guideline_version=2**40), "judgement.guideline_version is 1099511627776"),
     (lambda r: r["round"]["form"].update(kind="best"), "round.form.kind is 'best', wanted one of pair, ranking"),
     (lambda r: r["task"].update(prompt=[]), "task.prompt is empty"),
     (lambda r: r["task"]["prompt"][0].update(content="other"), "task.digest is not that of this prompt"),
@@ -141,6 +150,14 @@ def test_a_line_that_was_changed_is_refused_with_the_reason(change: Change, said
         read_file(path)
     assert said in str(caught.value)
     assert "judgements.jsonl" in caught.value.details[0]
+
+
+def test_questions_that_came_later_may_be_missing_in_a_form(tmp_path: Path) -> None:
+    row = json.loads(export(a_round(NASTY), "full").content.splitlines()[0])
+    row["round"]["form"] = {"kind": "pair", "comment": True}
+    path = tmp_path / "judgements.jsonl"
+    path.write_text(json.dumps(row))
+    assert read_file(path).rounds[0].form == Form(comment=True)
 
 
 def test_the_manifest_vouches_for_the_file(tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ def test_who_was_imported_keeps_the_pseudonym() -> None:
     assert ONE.of(ONE.of("Ann"), "import") == ONE.of("Ann")
     assert ONE.of(ONE.of("Ann")) != ONE.of("Ann")
     assert ONE.of("Gold judge", "simulated") != "Gold judge"
+    assert [ONE.of(name, "import") for name in ("7", "import", "import 2")] == ["7", "import", "import 2"]
+
+
+def test_an_imported_name_that_is_no_pseudonym_is_hidden() -> None:
+    assert ONE.of("ann@example.org", "import") == ONE.of("ann@example.org")
+    assert ONE.of("import of Ann", "import") != "import of Ann"
 
 
 def test_numbers_are_of_31_bits_and_stay_what_they_are() -> None:

@@ -87,6 +87,14 @@ def test_at_most_twenty_rows_are_named(tmp_path: Path) -> None:
     assert caught.value.details[-1] == "… and 10 more"
 
 
+def test_a_round_is_named_after_its_file_whatever_that_is_called(tmp_path: Path) -> None:
+    path = tmp_path / ("a\nb\u202e" + "x" * 220 + ".jsonl")
+    path.write_bytes(one_of("trl"))
+    [judged] = read_file(path).rounds
+    assert judged.name.startswith("import a?b?xxx")
+    assert len(judged.name) == 200
+
+
 def test_a_task_that_stands_twice_is_named(tmp_path: Path) -> None:
     [row] = json.loads(one_of("label-studio"))
     path = tmp_path / "x.json"

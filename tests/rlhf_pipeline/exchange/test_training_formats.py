@@ -73,7 +73,7 @@ def test_hh_rows() -> None:
     assert row == {"chosen": before + "good", "rejected": before + "bad"}
 
 
-@pytest.mark.parametrize("bad", ["a\n\nHuman: b", "a\n\nAssistant: b", "a\n\nAssistant:", "Human: b", "\n\nHuman: b"])
+@pytest.mark.parametrize("bad", ["a\n\nHuman: b", "a\n\nAssistant: b", "a\n\nAssistant:", "\n\nHuman: b"])
 def test_what_reads_like_the_next_speaker_is_no_transcript(bad: str) -> None:
     for judged in (task(better(), texts=("good", bad)), task(better(), prompt=asked(bad))):
         assert rows_of("hh", judged) == []
@@ -82,7 +82,12 @@ def test_what_reads_like_the_next_speaker_is_no_transcript(bad: str) -> None:
 
 def test_what_a_transcript_cannot_be() -> None:
     assert removed("hh", task(better(), prompt=PROMPT)) == {"system": 1}
-    assert rows_of("hh", task(better(), texts=("fine\nHuman: b", "the Human: b"))) != []
+
+
+def test_what_only_looks_like_a_speaker_is_kept(tmp_path: Path) -> None:
+    given = task(better(), texts=("Human: b\nHuman: c", "the\n\n Human: b"), prompt=asked("Assistant: ok"))
+    [back] = there_and_back(tmp_path, a_round(given), "hh")
+    assert back.new.digest == given.new.digest
 
 
 @pytest.mark.parametrize("format", ["trl", "trl-implicit", "kto", "hh", "openai"])
@@ -140,7 +145,7 @@ def test_datasets_and_trl_read_the_rows(judged: Any, tmp_path: Path) -> None:
     from trl.data_utils import is_conversational, maybe_apply_chat_template, unpair_preference_dataset
 
     def table(format: str) -> Any:
-        [path, _] = write(export(judged, format), tmp_path / f"{format}.jsonl")
+        path, *_ = write(export(judged, format), tmp_path / f"{format}.jsonl")
         return load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
 
     explicit, implicit, kto = table("trl"), table("trl-implicit"), table("kto")
@@ -161,6 +166,9 @@ def test_datasets_and_trl_read_the_rows(judged: Any, tmp_path: Path) -> None:
     assert (texts["chosen"], texts["rejected"]) == ("<assistant>good", "<assistant>bad")
     for format in ("hh", "openai"):
         assert len(table(format)) == 2
+    flat = table("argilla-flat")
+    assert flat["preference.responses.users"] == [[ANN], [ANN, BOB], [ANN]]
+    assert flat[0]["prompt"][1] == {"role": "assistant", "content": "سلام"}
 
 
 # Back
