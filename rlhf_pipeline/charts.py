@@ -42,7 +42,14 @@ class Interval:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, x_label: str, y_label: str, step: str = "step", noisy: bool = True
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    step: str = "step",
+    noisy: bool = True,
+    size: tuple[int, int] = SMALL,
 ) -> Markup:
     """Curves over time; more than 60 points are drawn faintly, with their running mean on top, if they are ``noisy``.
 
@@ -54,7 +61,7 @@ def line_chart(
     drawn = [Series(s.name, s.colour, thin(s.points)) for s in series if s.points]
     if not drawn:
         return Markup("")
-    frame = _Frame.around([p for s in drawn for p in s.points], SMALL, whole_x=True)
+    frame = _Frame.around([p for s in drawn for p in s.points], size, whole_x=True)
     parts = [frame.axes(x_label, y_label)]
     for s in drawn:
         calm = running_mean(s.points) if noisy and len(s.points) > 60 else s.points
@@ -70,7 +77,7 @@ def line_chart(
         f"{_number(s.points[-1][1])} at {step} {_number(s.points[-1][0])}."
         for s in drawn
     ]
-    return svg(title, " ".join(words), *SMALL, parts)
+    return svg(title, " ".join(words), *size, parts)
 
 
 def scatter(
