@@ -33,7 +33,7 @@ from rlhf_pipeline.store.audit import log_event
 from rlhf_pipeline.store.engine import now_ms
 from rlhf_pipeline.store.records import JudgementRow, TaskRow
 from rlhf_pipeline.store.tables import assignment, judgement
-from rlhf_pipeline.store.tasks import recount
+from rlhf_pipeline.store.tasks import chunks, recount
 
 _SAID = (
     "choice", "response", "ranking", "strength", "probability", "margin", "rules", "ratings", "flags", "comment",
@@ -56,6 +56,8 @@ class Added:
 
 def add_round(store: JudgementStore, judged: JudgedRound, *, into: int | None = None) -> Added:
     """Add a round's tasks and judgements, in a round of their own or ``into`` one that is there.
+
+    What was interrupted goes on when it is called again.
 
     Raises:
         StoreError: the store cannot be written, or a judge's name is that of somebody who judges here.
@@ -89,14 +91,14 @@ def add_round(store: JudgementStore, judged: JudgedRound, *, into: int | None = 
     rows = {row.digest: row for row in store.tasks(round_id)}
     _set_gold(store, [(task, rows[task.new.digest]) for task in wanted])
     form_digest = store.round(round_id).form.digest
-    with store.database.write() as connection:
-        for task, verdicts in zip(judged.tasks, fresh, strict=True):
-            for verdict in verdicts:
-                _insert(connection, form_digest, rows[task.new.digest], verdict, users[verdict.by], now)
-        recount(
-            connection, [rows[task.new.digest].id for task, found in zip(judged.tasks, fresh, strict=True) if found]
-        )
-        log_event(connection, now, None, "import", "round", round_id, {"name": judged.name, "judgements": number})
+    judgements = [(rows[task.new.digest], v) for task, found in zip(judged.tasks, fresh, strict=True) for v in found]
+    for part in chunks(judgements):  # people who judge meanwhile wait for one part, not for the whole file
+        with store.database.write() as connection:
+            for row, verdict in part:
+                _insert(connection, form_digest, row, verdict, users[verdict.by], now)
+            recount(connection, {row.id for row, _ in part})
+            detail = {"name": judged.name, "judgements": len(part)}
+            log_event(connection, now, None, "import", "round", round_id, detail)
     return Added(round_id, len(wanted), number, total - number, len(users))
 
 

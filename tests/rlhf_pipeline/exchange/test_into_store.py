@@ -20,6 +20,7 @@ from rlhf_pipeline.exchange import (
     Verdict,
     add_round,
     export,
+    into_store,
     read_file,
     read_round,
     write,
@@ -240,6 +241,26 @@ def test_an_imported_task_asks_nobody_again_and_leaves_retired_ones_retired(
     [other] = there_and_back(tmp_path, judged, "trl")
     add_round(store, a_round(other), into=retired)
     assert [t.state for t in store.tasks(retired)] == ["retired"]
+
+
+def test_an_import_that_was_interrupted_goes_on(store: JudgementStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = a_round(*(task(Verdict("import", "response", 0), prompt=asked(str(n))) for n in range(600)))
+    whole, count = into_store._insert, 0
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 550:
+            raise KeyboardInterrupt
+        whole(*arguments)
+
+    monkeypatch.setattr(into_store, "_insert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        add_round(store, judged)
+    monkeypatch.undo()
+    added = add_round(store, judged)
+    assert (added.judgements, added.known, added.tasks) == (100, 500, 0)
+    assert store.check() == []
 
 
 def test_where_the_order_shown_is_not_known_no_side_is_favoured(store: JudgementStore) -> None:
