@@ -31,8 +31,9 @@ _HTML = re.compile(rb'<html\s+lang="[^"]*"')
 class Answer:
     """``send`` that adds the security headers, and to pages the nonce and the language."""
 
-    def __init__(self, send: Send, nonce: str, *, language: str | None) -> None:
-        self._send, self._nonce, self._language = send, nonce, language
+    def __init__(self, send: Send, nonce: str) -> None:
+        self._send, self._nonce = send, nonce
+        self.language: str | None = None
         self._start: MutableMapping[str, Any] | None = None
         self._body = b""
 
@@ -57,9 +58,11 @@ class Answer:
     async def _send_page(self, start: MutableMapping[str, Any]) -> None:
         body = self._body.replace(b"<script", b'<script nonce="' + self._nonce.encode() + b'"')
         body = _META.sub(b"", body)
-        if self._language:
-            direction = languages.words(self._language)["direction"]
-            body = _HTML.sub(f'<html lang="{self._language}" dir="{direction}"'.encode(), body, count=1)
+        if self.language:
+            direction = languages.words(self.language)["direction"]
+            # Gradio changes lang by itself: our scripts read data-language.
+            html = f'<html lang="{self.language}" dir="{direction}" data-language="{self.language}"'
+            body = _HTML.sub(html.encode(), body, count=1)
         headers = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
         start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
         await self._send(start)

@@ -86,15 +86,12 @@ def _add_person(app: FastAPI, judging: Judging, guard: Callable[[], Guard], door
     @app.post("/api/v1/locale", tags=["people"], response_model=p.DoneOut, responses=_ERRORS)
     async def locale(request: Request, given: p.LocaleIn) -> Response:
         code = languages.choose(given.locale)
-        user: User = request.state.user
-        kept = await call(_done, judging.store.people.set_locale, user.id, code)
-        set_language(kept, code)
-        return kept
+        return await call(_done, judging.store.people.set_locale, request.state.user.id, code)
 
 
 def set_language(response: Response, code: str) -> None:
-    """Remember in the browser which language is read."""
-    response.set_cookie(languages.COOKIE, code, max_age=365 * 24 * 3600, httponly=True, samesite="lax", path="/")
+    """Remember in the browser which language is read; the page's script may change it."""
+    response.set_cookie(languages.COOKIE, code, max_age=365 * 24 * 3600, samesite="lax", path="/")
 
 
 def _add_judging(app: FastAPI, judging: Judging) -> None:

@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 
-from annotation_ui import api, plain
+from annotation_ui import admin, api, plain
 from annotation_ui.doorway import Doorway, has_accounts
 from annotation_ui.guard import Door, Guard
 from annotation_ui.languages import FOLDER
@@ -103,7 +103,8 @@ def _door(store: JudgementStore, host: str, port: int, origin: str | None) -> Do
         raise UsageError(
             f"{origin or host} can be reached from other computers, and nobody has an account with a password yet",
             where="--public-url" if origin else "--host",
-            advice="make the first one: rlhf users add RUN NAME --role admin",
+            advice="make the first admin: `rlhf users invite RUN --role admin`, then open its link on this computer "
+            "under `rlhf annotate RUN`",
         )
     hosts = {urllib.parse.urlsplit(origin).netloc} if origin else set()
     if host in LOOPBACK or host not in ("0.0.0.0", "::"):  # noqa: S104  # compared, not listened on
@@ -149,6 +150,9 @@ def build(store: JudgementStore, round_id: int, door: Door) -> Page:
     api.add_api(app, judging, lambda: app.guard, door)
     _add_files(app)
     mounted = {**MOUNTED, "auth_dependency": _user_id, "theme": plain.theme()}
+    # Before the page at "/", which takes every path that is left.
+    results = admin.admin_page(store, accounts=door.accounts)
+    gr.mount_gradio_app(app, results, path="/admin", head=admin.HEAD, **mounted)
     gr.mount_gradio_app(app, plain.judging_page(judging), path="/", head=plain.HEAD, i18n=plain.T, **mounted)
     return app
 

@@ -88,9 +88,7 @@ class Guard:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         cookies = read_cookies(headers.get("cookie", ""))
         state = scope.setdefault("state", {})
-        accept = headers.get("accept-language", "")
-        state["language"] = languages.choose(cookies.get(languages.COOKIE), accept=accept)
-        send = Answer(send, secrets.token_urlsafe(16), language=state["language"] if scope["path"] == "/" else None)
+        send = answer = Answer(send, secrets.token_urlsafe(16))
         bearer = _bearer(scope["path"], headers)
         refusal = self._refuse(scope, headers, bearer is not None)
         if refusal is not None:
@@ -98,6 +96,9 @@ class Guard:
             return
         user = await self._user(bearer, cookies.get(COOKIE))
         state["user"] = user
+        wanted = cookies.get(languages.COOKIE), user.locale if user else None
+        state["language"] = languages.choose(*wanted, accept=headers.get("accept-language", ""))
+        answer.language = state["language"] if scope["path"] == "/" else None
         refusal = self._refuse_user(scope, user)
         if refusal is not None:
             await plain(send, *refusal)

@@ -186,5 +186,8 @@ export function menu(user, onLanguage) {
   return made;
 }
 
-// Tell the server which language this person reads.
-export const keepLanguage = (locale) => post("/api/v1/locale", { locale }).catch(() => null);
+// Remember the language: in this browser at once, on the server for this person's others.
+export function keepLanguage(locale) {
+  document.cookie = `rlhf_language=${locale}; path=/; max-age=31536000; samesite=lax`;
+  post("/api/v1/locale", { locale }).catch(() => null);
+}

@@ -1,6 +1,6 @@
 // The words of the page in the reader's language, and what makes elements of them.
 let words = {};
-let language = document.documentElement.lang || "en";
+let language = document.documentElement.dataset.language || "en"; // lang itself is overwritten by Gradio
 
 export const LETTERS = "ABCDEFGHI"; // the names of the responses, by their place on the screen
 

@@ -17,7 +17,7 @@ from rlhf_pipeline.store import JudgementStore
 def test_other_computers_are_let_in_only_where_people_have_passwords(host: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nobody has an account") as caught:
         serve(str(tmp_path / "s.db"), 1, host=host, port=0)
-    assert "rlhf users add" in str(caught.value)
+    assert "rlhf users invite" in str(caught.value)
     with pytest.raises(UsageError, match="nobody has an account"):
         serve(str(tmp_path / "s.db"), 1, port=0, public_url="https://judge.example.org")
 

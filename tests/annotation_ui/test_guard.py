@@ -182,12 +182,16 @@ def test_who_asks_too_often_has_to_wait(ann: TestClient, app_and_store: tuple[Gu
     app_and_store[0]._budgets.clear()
 
 
-def test_the_page_speaks_the_readers_language(ann: TestClient) -> None:
+def test_the_page_speaks_the_readers_language(
+    ann: TestClient, app_and_store: tuple[Guard, JudgementStore, int]
+) -> None:
     page = ann.get("/", headers={"accept-language": "fa-IR"}).text
     assert '<html lang="fa" dir="rtl"' in page
     assert ann.post("/api/v1/locale", json={"locale": "ru"}, headers=SAME).status_code == 200
+    app_and_store[0]._known.clear()
     assert '<html lang="ru" dir="ltr"' in ann.get("/", headers={"accept-language": "fa"}).text
-    assert "Ваше имя" in ann.get("/login").text
+    assert "Tu nombre" in ann.get("/login?language=es").text
+    assert '<html lang="es" dir="ltr"' in ann.get("/", headers={"accept-language": "fa"}).text
 
 
 def test_the_api_describes_itself(ann: TestClient) -> None:

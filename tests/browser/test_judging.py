@@ -10,59 +10,15 @@ from typing import Any
 
 import pytest
 
-from rlhf_pipeline.records import Message, Preference, Prompt, read_jsonl
+from rlhf_pipeline.records import Preference, read_jsonl
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store.records import NewResponse, NewTask
 from stages import collect
 from stages.collect import Config
 from tests.browser.conftest import Site
+from tests.browser.rounds import READY, TOO_SOON_MS, good, make_round, press, sent, task_of
 from tests.stages.test_collect import job, response_set, run_folder
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-READY = "body[data-task]:not([data-task=''])"
-TOO_SOON_MS = 260  # the page takes two presses within a quarter of a second for one
-
-
-def task_of(page: Any) -> str:
-    return page.get_attribute("body", "data-task")
-
-
-def responses(page: Any) -> tuple[str, str]:
-    left, right = page.locator("#responses section").all_inner_texts()
-    return left, right
-
-
-def press(page: Any, key: str) -> None:
-    """Press a key as soon as the page takes it, and wait until another pair (or none) is on the screen."""
-    before = task_of(page)
-    page.wait_for_timeout(TOO_SOON_MS)
-    page.keyboard.press(key)
-    page.wait_for_function("before => document.body.dataset.task !== before", arg=before)
-
-
-def sent(page: Any) -> None:
-    page.wait_for_selector("body[data-waiting='0']")
-
-
-def good(page: Any) -> str:
-    """The key of the response that starts with "good"."""
-    return "1" if responses(page)[0].startswith("good") else "2"
-
-
-def make_round(tmp_path: Path, pairs: int, *texts: tuple[str, str], overlap: int = 1) -> tuple[JudgementStore, int]:
-    store = JudgementStore.open(tmp_path / "judgements.db")
-    round_id = store.open_round("people", overlap=overlap, seed=1, source_digest="d", lease_seconds=600)
-    both = texts or tuple((f"good {i}", f"bad {i}") for i in range(pairs))
-    store.add_tasks(
-        round_id,
-        [
-            NewTask(Prompt((Message("user", f"question {i}"),)), (NewResponse(a, "eos", "secret"), NewResponse(b)))
-            for i, (a, b) in enumerate(both)
-        ],
-    )
-    store.set_guidelines(round_id, "Choose **well**.")
-    return store, round_id
 
 
 def test_two_people_judge_by_keyboard_and_the_stage_exports_it(serve: Callable[..., Site], tmp_path: Path) -> None:
@@ -280,7 +236,7 @@ def test_the_page_works_without_the_script(serve: Callable[..., Site], tmp_path:
 def test_a_right_to_left_text_reads_from_the_right_and_a_phone_shows_all(
     serve: Callable[..., Site], tmp_path: Path
 ) -> None:
-    site = serve(*make_round(tmp_path, 0, ("سلام دنیا. " * 30, "Hello world. " * 30)))
+    site = serve(*make_round(tmp_path, [("سلام دنیا. " * 30, "Hello world. " * 30)]))
     page = site.page("علی", context=site.context(viewport={"width": 390, "height": 844}))
     page.wait_for_selector(READY)
     directions = page.evaluate(

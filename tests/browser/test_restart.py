@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.test_judging import READY, make_round, press, sent, task_of
+from tests.browser.rounds import READY, make_round, press, sent, task_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
