@@ -305,6 +305,29 @@ def test_settings_name_every_question_that_is_answered() -> None:
         assert all(len(q["options"]) >= 2 for q in questions.values() if "options" in q)
 
 
+def test_only_what_the_form_asks_is_asked() -> None:
+    def questions(form: Form, texts: str = "ab") -> tuple[set[str], set[str], list[str]]:
+        judged = a_round(task(texts=texts), form=form)
+        root = ElementTree.fromstring(export(judged, "label-studio").beside[".config.xml"])
+        controls = {tag.get("name"): tag for tag in root.iter() if tag.get("toName")}
+        settings = json.loads(export(judged, "argilla").beside[".settings.json"])
+        choices = [str(choice.get("alias")) for choice in controls["preference"].iter("Choice")]
+        return {str(name) for name in controls}, {q["name"] for q in settings["questions"]}, choices
+
+    always = {"preference", "strength", "comment"}
+    numbers = {"probability", "margin"}
+    verdict = ["tie", "all_bad"]
+    assert questions(Form()) == (always | numbers | {"comparison"}, always, verdict)
+    three = ["response_1", "response_2", "response_3"]
+    assert questions(Form(), "abc") == (always | numbers, always, three + verdict)
+    ranked = questions(Form(kind="ranking"))
+    assert ranked == (always | numbers | {"rank_1", "rank_2"}, always - {"strength"} | {"ranking", "ties"}, verdict)
+    per_response = {f"{kind}_{n}" for kind in ("rules", "correction", "rating_1", "rating_2") for n in (1, 2)}
+    full = questions(EVERYTHING)
+    assert full[0] == always | numbers | {"comparison", "flags"} | per_response
+    assert full[1] == always | {"flags"} | per_response
+
+
 def test_a_scale_that_argilla_does_not_have_is_refused() -> None:
     with pytest.raises(UsageError, match="helpful is rated from 1 to 11, Argilla's scale ends at 10"):
         export(a_round(task(), form=Form(attributes=(Attribute("helpful", points=11),))), "argilla")

@@ -135,6 +135,8 @@ BAD: list[tuple[Change, str]] = [
     (lambda r: r["judgement"].update(shown=[0, 0]), "a response stands twice"),
     (lambda r: r["judgement"].update(received_at=1.5), "judgement.received_at is 1.5, wanted a whole number"),
     (lambda r: r["judgement"].update(identity="x"), "wanted 32 hex digits"),
+    (lambda r: r["judgement"].update(identity="g" * 32), "wanted 32 hex digits"),
+    (lambda r: r["judgement"].update(supersedes="1" * 31), "judgement.supersedes is"),
     (lambda r: r["judgement"].update(by=" "), "not a name"),
 ]
 

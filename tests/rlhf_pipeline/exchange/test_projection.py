@@ -156,8 +156,8 @@ def test_margins_and_probabilities_below_the_least_wanted_are_left_out() -> None
         task(v(margin=3.0), v(BOB, "tie"), prompt=asked("4")),
     ]
     assert len(pairs(*tasks)[0]) == 4
-    assert pairs(*tasks, min_margin=2.0)[1] == {"min_margin": 1, "no_margin": 1}
-    assert pairs(*tasks, min_probability=0.8)[1] == {"min_probability": 1}
+    assert pairs(*tasks, min_margin=2.0) == ([("good", "bad")] * 2, {"min_margin": 1, "no_margin": 1})
+    assert pairs(*tasks, min_probability=0.8) == ([("good", "bad")] * 3, {"min_probability": 1})
     assert pairs(*tasks, min_probability=0.75)[1] == {}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_pipeline.errors import StoreError
-from rlhf_pipeline.exchange.pseudonyms import Pseudonyms, number_of, read_salt
+from rlhf_pipeline.exchange.pseudonyms import Pseudonyms, number_of, read_salt, salt_beside
 
 ONE, TWO = Pseudonyms(b"1" * 32), Pseudonyms(b"2" * 32)
 
@@ -39,6 +39,14 @@ def test_numbers_are_of_31_bits_and_stay_what_they_are() -> None:
     assert len(numbers) == 1000
     assert all(0 <= n < 2**31 for n in numbers)
     assert all(number_of(str(n)) == n for n in numbers)
+    assert number_of(str(2**31 - 1)) == 2**31 - 1
+    assert 0 <= number_of(str(2**31)) < 2**31
+
+
+def test_the_salt_lies_beside_the_stores_file(tmp_path: Path) -> None:
+    assert salt_beside(tmp_path / "judgements.db", Path("run")) == tmp_path / "judgements.salt"
+    assert salt_beside(f"sqlite:///{tmp_path}/j.db", Path("run")) == tmp_path / "j.salt"
+    assert salt_beside("postgresql://me@host/judgements", Path("run")) == Path("run/judgements.salt")
 
 
 def test_the_salt_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_at_most_twenty_rows_are_named(tmp_path: Path) -> None:
         read_file(path)
     assert len(caught.value.details) == 21
     assert caught.value.details[-1] == "… and 10 more"
+    path.write_bytes(one_of("trl") + b"{\n" * 20)
+    with pytest.raises(DataError) as caught:
+        read_file(path)
+    assert len(caught.value.details) == 20
+
+
+def test_only_judgements_can_be_read_and_each_format_under_one_name() -> None:
+    assert {"judged", "sharegpt-preference", "alpaca-preference"} < set(IMPORT_FORMATS)
+    assert not {"preference", "openai-preference", "alpaca", "messages", "prompts"} & set(IMPORT_FORMATS)
+    assert len(set(IMPORT_FORMATS)) == len(IMPORT_FORMATS)
 
 
 def test_a_round_is_named_after_its_file_whatever_that_is_called(tmp_path: Path) -> None:

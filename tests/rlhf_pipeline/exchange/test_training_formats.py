@@ -201,10 +201,16 @@ def test_kto_rows_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
     rows += [{"prompt": "b", "completion": "1", "label": True}, {"prompt": "c", "completion": "1", "label": 1}]
     rows += [{"prompt": "c", "completion": "1", "label": False}]
     rows += [{"prompt": "d", "completion": str(n), "label": True} for n in range(21)]
+    rows += [{"prompt": "e", "completion": str(n), "label": False} for n in range(20)]
     path = tmp_path / "kto.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = read_file(path)
-    assert [t.prompt for r in read.rounds for t in r.tasks] == [asked("a")]
+    [judged] = read.rounds
+    assert [(t.prompt, t.verdicts[0].choice) for t in judged.tasks] == [
+        (asked("a"), "response"),
+        (asked("e"), "all_bad"),
+    ]
+    assert (judged.form.all_bad, judged.form.kind) == (True, "pair")
     assert read.left_out == {
         "responses labelled both ways": 1,
         "prompts with one response": 1,
