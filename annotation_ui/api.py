@@ -22,7 +22,7 @@ from rlhf_pipeline.store.people import User
 DESCRIPTION = """Judge responses, look back, read results. Sign in on the page, or send `Authorization: Bearer TOKEN`
 with a token of `rlhf users token`. Responses are named by their place on the screen, 0 for the first."""
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": p.ErrorOut, "description": "the request has not the right shape"},
     401: {"model": p.ErrorOut, "description": "nobody is signed in"},
     403: {"model": p.ErrorOut, "description": "this person may not do this"},
@@ -69,7 +69,7 @@ def add_api(app: FastAPI, judging: Judging, guard: Callable[[], Guard], door: Do
 
 
 def _add_person(app: FastAPI, judging: Judging, guard: Callable[[], Guard], door: Door) -> None:
-    @app.get("/api/v1/me", tags=["people"], response_model=p.MeOut, responses=_ERRORS)
+    @app.get("/api/v1/me", tags=["people"], response_model=p.MeOut, responses=ERRORS)
     async def me(request: Request) -> Response:
         user: User = request.state.user
         return answer(
@@ -83,7 +83,7 @@ def _add_person(app: FastAPI, judging: Judging, guard: Callable[[], Guard], door
             }
         )
 
-    @app.post("/api/v1/locale", tags=["people"], response_model=p.DoneOut, responses=_ERRORS)
+    @app.post("/api/v1/locale", tags=["people"], response_model=p.DoneOut, responses=ERRORS)
     async def locale(request: Request, given: p.LocaleIn) -> Response:
         code = languages.choose(given.locale)
         return await call(_done, judging.store.people.set_locale, request.state.user.id, code)
@@ -95,64 +95,43 @@ def set_language(response: Response, code: str) -> None:
 
 
 def _add_judging(app: FastAPI, judging: Judging) -> None:
-    @app.post("/api/v1/tasks/next", tags=["judging"], response_model=p.TasksOut, responses=_ERRORS)
+    @app.post("/api/v1/tasks/next", tags=["judging"], response_model=p.TasksOut, responses=ERRORS)
     async def next_tasks(request: Request, given: p.NextIn) -> Response:
         return await call(judging.next, request.state.user.id, given.n)
 
-    @app.post("/api/v1/judgements", tags=["judging"], response_model=p.JudgementOut, responses=_ERRORS)
+    @app.post("/api/v1/judgements", tags=["judging"], response_model=p.JudgementOut, responses=ERRORS)
     async def judge(request: Request, given: p.JudgementIn) -> Response:
         return await call(judging.submit, request.state.user.id, given)
 
-    @app.post("/api/v1/undo", tags=["judging"], response_model=p.UndoOut, responses=_ERRORS)
+    @app.post("/api/v1/undo", tags=["judging"], response_model=p.UndoOut, responses=ERRORS)
     async def undo(request: Request, given: p.UndoIn) -> Response:
         return await call(judging.undo, request.state.user.id, given)
 
-    @app.post("/api/v1/leases/renew", tags=["judging"], response_model=p.CountOut, responses=_ERRORS)
+    @app.post("/api/v1/leases/renew", tags=["judging"], response_model=p.CountOut, responses=ERRORS)
     async def renew(request: Request, given: p.AssignmentsIn) -> Response:
         return await call(lambda: {"count": judging.renew(request.state.user.id, given.assignments)})
 
-    @app.post("/api/v1/leases/release", tags=["judging"], response_model=p.CountOut, responses=_ERRORS)
+    @app.post("/api/v1/leases/release", tags=["judging"], response_model=p.CountOut, responses=ERRORS)
     async def release(request: Request, given: p.AssignmentsIn) -> Response:
         return await call(lambda: {"count": judging.release(request.state.user.id, given.assignments)})
 
-    @app.post("/api/v1/drafts", tags=["judging"], response_model=p.DoneOut, responses=_ERRORS)
+    @app.post("/api/v1/drafts", tags=["judging"], response_model=p.DoneOut, responses=ERRORS)
     async def drafts(request: Request, given: p.DraftIn) -> Response:
         return await call(_done, judging.save_draft, request.state.user.id, given)
 
 
 def _add_looking_back(app: FastAPI, judging: Judging) -> None:
-    @app.get("/api/v1/progress", tags=["judging"], response_model=p.ProgressOut, responses=_ERRORS)
+    @app.get("/api/v1/progress", tags=["judging"], response_model=p.ProgressOut, responses=ERRORS)
     async def progress(request: Request) -> Response:
         return await call(judging.progress, request.state.user.id)
 
-    @app.get("/api/v1/history", tags=["judging"], response_model=p.HistoryOut, responses=_ERRORS)
+    @app.get("/api/v1/history", tags=["judging"], response_model=p.HistoryOut, responses=ERRORS)
     async def history(
         request: Request, limit: int = Query(20, ge=1, le=50), before: int | None = Query(None, ge=1, lt=2**53)
     ) -> Response:
         user: User = request.state.user
         return await call(lambda: {"items": judging.history(user.id, limit=limit, before=before)})
 
-    @app.get("/api/v1/guidelines", tags=["judging"], response_model=p.GuidelinesOut, responses=_ERRORS)
+    @app.get("/api/v1/guidelines", tags=["judging"], response_model=p.GuidelinesOut, responses=ERRORS)
     async def guidelines() -> Response:
         return await call(judging.guidelines)
-
-    @app.get("/api/v1/rounds", tags=["results"], responses=_ERRORS)
-    async def rounds() -> Response:
-        return await call(lambda: {"rounds": [_round_view(judging, one.id) for one in judging.store.rounds()]})
-
-
-def _round_view(judging: Judging, round_id: int) -> dict[str, Any]:
-    [found] = [one for one in judging.store.rounds() if one.id == round_id]
-    progress = judging.store.progress(round_id)
-    return {
-        "id": found.id,
-        "number": found.number,
-        "name": found.name,
-        "overlap": found.overlap,
-        "form": found.form.to_json(),
-        "tasks": progress.tasks,
-        "wanted": progress.wanted,
-        "remaining": progress.remaining,
-        "judgements": progress.judgements,
-        "skips": progress.skips,
-    }

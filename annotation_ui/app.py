@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 
-from annotation_ui import admin, api, plain
+from annotation_ui import admin, api, plain, results
 from annotation_ui.doorway import Doorway, has_accounts
 from annotation_ui.guard import Door, Guard
 from annotation_ui.languages import FOLDER
@@ -55,11 +55,18 @@ class Page(FastAPI):
 
 
 def serve(
-    store_url: str, round_id: int, *, host: str = "127.0.0.1", port: int = 7860, public_url: str | None = None
+    store_url: str,
+    round_id: int,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    public_url: str | None = None,
+    folder: Path = Path(),
 ) -> None:
     """Serve the app until it is interrupted.
 
     Args:
+        folder: where the salt of the exports' pseudonyms is kept if the store is no file.
         public_url: the address that browsers see, where a proxy with TLS stands in front.
 
     Raises:
@@ -73,7 +80,7 @@ def serve(
         store = JudgementStore.open(store_url)
         try:
             door = _door(store, host, port, origin)
-            app = build(store, round_id, door)
+            app = build(store, round_id, door, folder)
             progress = store.progress(round_id)
             print(f"judge at  {origin or _address(host, port)}", flush=True)
             if host not in LOOPBACK and not (origin or "").startswith("https://"):
@@ -134,8 +141,8 @@ def _address(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def build(store: JudgementStore, round_id: int, door: Door) -> Page:
-    """The app for one round."""
+def build(store: JudgementStore, round_id: int, door: Door, folder: Path = Path()) -> Page:
+    """The app in which one round is judged and every round of the store is looked at; ``folder`` as in serve()."""
     judging = Judging(store, round_id)
     app = Page(
         title="rlhf-pipeline: judgements",
@@ -148,11 +155,12 @@ def build(store: JudgementStore, round_id: int, door: Door) -> Page:
     app.guard = Guard(app, store.people, door)
     Doorway(store, lambda: app.guard, door).add_to(app)
     api.add_api(app, judging, lambda: app.guard, door)
+    results.add_results(app, store, folder)
     _add_files(app)
     mounted = {**MOUNTED, "auth_dependency": _user_id, "theme": plain.theme()}
     # Before the page at "/", which takes every path that is left.
-    results = admin.admin_page(store, accounts=door.accounts)
-    gr.mount_gradio_app(app, results, path="/admin", head=admin.HEAD, **mounted)
+    desk = admin.admin_page(store, accounts=door.accounts)
+    gr.mount_gradio_app(app, desk, path="/admin", head=admin.HEAD, **mounted)
     gr.mount_gradio_app(app, plain.judging_page(judging), path="/", head=plain.HEAD, i18n=plain.T, **mounted)
     return app
 

@@ -104,6 +104,9 @@ def annotate(
     folder: RunFolder,
     host: Annotated[str, typer.Option(help="Address to listen on; only this computer by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    public_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Address that browsers see, where a proxy with TLS stands before.")
+    ] = None,
 ) -> None:
     """Serve the annotation app: people compare the sampled responses in a browser."""
     from stages import collect, settings
@@ -112,7 +115,8 @@ def annotate(
     round_id = collect.open_for_people(chosen, folder)
     from annotation_ui.app import serve
 
-    serve(collect.store_url(chosen.collect, folder), round_id, host=host, port=port)
+    store_url = collect.store_url(chosen.collect, folder)
+    serve(store_url, round_id, host=host, port=port, public_url=public_url, folder=folder)
 
 
 @app.command()
