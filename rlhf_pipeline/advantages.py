@@ -1,4 +1,4 @@
-"""From scores to advantages: KL-penalised rewards, generalised advantage estimation, whitening, the KL controller."""
+"""From scores to advantages: KL-penalised rewards, GAE, baselines within a group of samples, the KL controller."""
 
 from __future__ import annotations
 
@@ -57,6 +57,38 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
         next_value = torch.where(here, values[:, t], next_value)
         advantages[:, t] = torch.where(here, advantage, 0.0)
     return advantages, torch.where(counts, advantages + values, 0.0)
+
+
+def leave_one_out(totals: Tensor, samples: int) -> Tensor:
+    """RLOO: each response against the mean of the others to its prompt, ``A_i = R_i - Σ_{j≠i} R_j / (samples - 1)``
+    (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740).
+
+    A baseline that does not depend on the response itself: the policy gradient stays unbiased.
+
+    Args:
+        totals: KL-penalised reward of each response, ``(batch,)``; the responses to one prompt stand side by side.
+        samples: responses to each prompt, at least 2; divides ``batch``.
+    """
+    groups = totals.view(-1, samples)
+    others = (groups.sum(1, keepdim=True) - groups) / (samples - 1)
+    return (groups - others).view(-1)
+
+
+def group_normalised(totals: Tensor, samples: int, eps: float = 1e-6) -> Tensor:
+    """GRPO: ``(R_i - mean) / (std + eps)`` within the responses to one prompt (DeepSeekMath, arXiv:2402.03300, section
+    4.1.2), with the biased standard deviation. Arguments as for :func:`leave_one_out`.
+
+    Every prompt weighs the same, whether its responses differ much or little; the price of KL then differs from prompt
+    to prompt, so the optimum is no longer that of the KL-penalised score.
+    """
+    groups = totals.view(-1, samples)
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (centred.square().mean(1, keepdim=True).sqrt() + eps)).view(-1)
+
+
+def on_every_token(of_response: Tensor, mask: Tensor) -> Tensor:
+    """One advantage per response, ``(batch,)``, as that of each of its tokens: ``(batch, response_len)``, else 0."""
+    return of_response[:, None] * mask.to(of_response.dtype)
 
 
 def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:

@@ -161,6 +161,9 @@ class Roles:
             self._switch(None)
             self._in_use = False
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._roles
+
     def names(self, *, trainable: bool) -> list[str]:
         """The roles that were added to be trained, or those that were not."""
         return [name for name, role in self._roles.items() if role.trainable == trainable]

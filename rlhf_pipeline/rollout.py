@@ -104,11 +104,14 @@ def sample(
 
 @dataclass(frozen=True)
 class Measured:
-    """Log-probabilities of policy and reference, values, and the policy's entropy, all ``(batch, response_len)``."""
+    """Log-probabilities of policy and reference, values, and the policy's entropy, all ``(batch, response_len)``.
+
+    Without a critic there are no values.
+    """
 
     logprobs: Tensor
     ref_logprobs: Tensor
-    values: Tensor
+    values: Tensor | None
     entropy: Tensor
 
 
@@ -118,9 +121,9 @@ class Batch:
 
     sequences: Sequences
     logprobs: Tensor
-    values: Tensor
     advantages: Tensor
-    returns: Tensor
+    critic: tuple[Tensor, Tensor] | None
+    """Values and returns."""
 
 
 @dataclass(frozen=True)
@@ -130,19 +133,24 @@ class Experience:
     rollout: Rollout
     measured: Measured
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """These rows, cut to the width of their own longest response."""
         sequences = self.rollout.sequences(rows)
-        index, width = torch.tensor(rows, device=self.returns.device), sequences.response_mask.shape[1]
-        parts = (self.measured.logprobs, self.measured.values, self.advantages, self.returns)
-        return Batch(sequences, *(part[index, :width] for part in parts))
+        index, width = torch.tensor(rows, device=self.advantages.device), sequences.response_mask.shape[1]
+
+        def cut(part: Tensor) -> Tensor:
+            return part[index, :width]
+
+        values, returns = self.measured.values, self.returns
+        critic = None if values is None or returns is None else (cut(values), cut(returns))
+        return Batch(sequences, cut(self.measured.logprobs), cut(self.advantages), critic)
 
 
 @torch.no_grad()
 def measure(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, temperature: float) -> Measured:
-    """Ask policy, reference and value for every response token, in the given micro-batches.
+    """Ask policy, reference and value (where there is that role) for every response token, in the given micro-batches.
 
     With the micro-batches of the first epoch the old log-probabilities are those of the training forward to the bit.
     """
@@ -157,11 +165,13 @@ def measure(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, 
                 parts.append(batch.dense(token_logprobs(logits, batch.ids[batch.places()], temperature)))
                 if name == "policy":
                     entropy.append(batch.dense(token_entropy(logits, temperature)))
-    with roles.use("value") as model:
-        for batch in batches:
-            values.append(batch.dense(roles.head("value", response_hidden(model, batch))))
+    if "value" in roles:
+        with roles.use("value") as model:
+            for batch in batches:
+                values.append(batch.dense(roles.head("value", response_hidden(model, batch))))
     policy, reference = (in_order(parts, groups, width) for parts in logprobs.values())
-    return Measured(policy, reference, in_order(values, groups, width), in_order(entropy, groups, width))
+    critic = in_order(values, groups, width) if values else None
+    return Measured(policy, reference, critic, in_order(entropy, groups, width))
 
 
 @torch.no_grad()
@@ -173,22 +183,25 @@ def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int
 
 
 def describe(
-    rollout: Rollout, measured: Measured, raw_scores: Tensor, rewards: Tensor, returns: Tensor
+    rollout: Rollout, measured: Measured, raw_scores: Tensor, rewards: Tensor, returns: Tensor | None
 ) -> dict[str, float]:
     """Metrics of one iteration's responses, before learning from them; KL and rewards are sums per response.
 
     Args:
         raw_scores: ``(batch,)``, in the reward model's own unit.
-        rewards, returns: ``(batch, response_len)``.
+        rewards, returns: ``(batch, response_len)``; no returns without a critic.
     """
     mask, count = rollout.response_mask, len(rollout.prompts)
+    critic = {}
+    if measured.values is not None and returns is not None:
+        critic["ppo/val/explained_variance"] = explained_variance(measured.values, returns, mask)
     return {
         "objective/kl": masked_sum(kl_k1(measured.logprobs, measured.ref_logprobs), mask).item() / count,
         "objective/kl_k3": masked_sum(kl_k3(measured.logprobs, measured.ref_logprobs), mask).item() / count,
         "objective/entropy": masked_mean(measured.entropy, mask).item(),
         "objective/scores": raw_scores.mean().item(),
         "objective/rlhf_reward": rewards.sum().item() / count,
-        "ppo/val/explained_variance": explained_variance(measured.values, returns, mask),
+        **critic,
         "response/length": mask.sum().item() / count,
         "response/ended": rollout.ended.float().mean().item(),
     }

@@ -2,7 +2,8 @@
 
 Reads the SFT policy, the reward model and the training prompts; writes ``adapter/`` (the policy) and ``metrics.jsonl``
 (a line per iteration). One frozen base serves the four roles policy, reference, reward and value; only a reward model
-without LoRA is a model beside it. Interrupted, it goes on from its last checkpoint with the very numbers of an
+without LoRA is a model beside it. With ``estimator: rloo`` or ``grpo`` several responses to a prompt are compared with
+each other, and there is no value. Interrupted, it goes on from its last checkpoint with the very numbers of an
 uninterrupted run.
 
     rlhf run CONFIG ppo
@@ -12,35 +13,55 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from rlhf_pipeline.config import NO_EFFECT, LoraSection, Section
-from rlhf_pipeline.errors import DataError, TrainingError
+from rlhf_pipeline.errors import TrainingError
+from stages import ppo_start
 from stages.job import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
     from rlhf_pipeline.roles import Roles
-    from rlhf_pipeline.rollout import Batch, Experience, Rollout, Scorer
-    from rlhf_pipeline.tokenization import ChatTokenizer
+    from rlhf_pipeline.rollout import Batch, Experience
 
 _KL_HORIZON = 10_000  # responses in which adaptive_kl can change the coefficient by a fifth (Ziegler et al. 2019)
 _SCALE_RESPONSES = 64  # at least so many of the SFT policy's responses settle what 0 and 1 mean as a normalised score
 _EARLY_STOP = 1.5  # times target_kl, as in OpenAI's Spinning Up
 
 
+class Critic(Section):
+    """The value role, which ``estimator: gae`` trains beside the policy; the other estimators have none."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    """Of the value's adapter and head; falls linearly to zero."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token; below 1 the optimum is no longer that of the KL-penalised score."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's λ: 1 trusts the rewards alone (unbiased, noisy), lower trusts the values more."""
+    cliprange_value: float = Field(0.2, gt=0)
+    """How far a value may move in one iteration, in standard deviations of the score."""
+    whiten: bool = True
+    """Advantages get mean 0 and variance 1 over each iteration's tokens."""
+
+
 class Config(Section):
     """Proximal policy optimisation against the reward model, with a KL penalty to the SFT policy."""
+
+    estimator: Literal["gae", "rloo", "grpo"] = "gae"
+    """Where advantages come from: ``gae`` learns a value for every token; ``rloo`` takes a response against the mean of
+    the others to its prompt, which needs no value; ``grpo`` also divides by their standard deviation."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Responses to each prompt of an iteration; ``rloo`` and ``grpo`` need at least 2. Raising it makes their baseline
+    less noisy and leaves fewer prompts in an iteration."""
 
     iterations: int = Field(100, ge=1)
     """How many times responses are sampled and learnt from."""
     rollout_batch: int = Field(128, ge=1)
-    """Responses sampled in one iteration, each to another prompt; raising it makes every step less noisy."""
+    """Responses sampled in one iteration; raising it makes every step less noisy."""
     num_ppo_epochs: int = Field(2, ge=1)
     """Passes over each iteration's responses."""
     num_minibatches: int = Field(2, ge=1)
@@ -59,8 +80,6 @@ class Config(Section):
     """Divides the logits, in sampling and in every log-probability; above 1 explores more."""
     learning_rate: float = Field(1e-5, gt=0)
     """Of the policy's adapter; falls linearly to zero."""
-    value_learning_rate: float = Field(5e-5, gt=0)
-    """Of the value's adapter and head; falls linearly to zero."""
     max_grad_norm: float = Field(1.0, gt=0)
     """The gradient's norm is clipped to this, for policy and value apart."""
     kl_coef: float = Field(0.05, ge=0)
@@ -69,29 +88,32 @@ class Config(Section):
     """KL per response in nats that ``kl_coef`` is steered towards; null keeps the coefficient fixed."""
     target_kl: float = Field(0.02, gt=0)
     """KL per token between two iterations' policies; at 1.5 times this an iteration's passes stop."""
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token; below 1 the optimum is no longer that of the KL-penalised score."""
-    lam: float = Field(0.95, ge=0, le=1)
-    """GAE's λ: 1 trusts the rewards alone (unbiased, noisy), lower trusts the values more."""
     cliprange: float = Field(0.2, gt=0, lt=1)
     """Beyond 1 ± this the probability ratio earns nothing more."""
-    cliprange_value: float = Field(0.2, gt=0)
-    """How far a value may move in one iteration, in standard deviations of the score."""
-    whiten: bool = True
-    """Advantages get mean 0 and variance 1 over each iteration's tokens."""
     reward_clip: float = Field(10.0, gt=0)
     """Normalised scores are cut to ± this."""
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken from the normalised score of a response that was cut off."""
     save_every: Annotated[int, NO_EFFECT] = Field(10, ge=1)
     """Iterations between checkpoints, from which an interrupted stage resumes; changes no result."""
+    critic: Critic = Field(default_factory=Critic)
+    """The value role of ``estimator: gae``."""
     lora: LoraSection = Field(default_factory=LoraSection)
     """The adapters' shape where SFT (or the reward model) was trained without LoRA; otherwise theirs is kept."""
 
     @model_validator(mode="after")
-    def _minibatches_are_not_empty(self) -> Config:
+    def _batches_can_be_made(self) -> Config:
         if self.num_minibatches > self.rollout_batch:
             raise ValueError(f"num_minibatches ({self.num_minibatches}) exceeds rollout_batch ({self.rollout_batch})")
+        if self.rollout_batch % self.samples_per_prompt:
+            raise ValueError(
+                f"rollout_batch ({self.rollout_batch}) is not a multiple of samples_per_prompt "
+                f"({self.samples_per_prompt})"
+            )
+        if self.estimator != "gae" and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"estimator: {self.estimator} compares the responses to one prompt; samples_per_prompt: 4, say"
+            )
         return self
 
 
@@ -100,7 +122,7 @@ def run(job: Job) -> dict[str, Any]:
     import torch
 
     from rlhf_pipeline import rollout as rollouts
-    from rlhf_pipeline.advantages import gae, kl_penalised_rewards, next_kl_coef, whiten
+    from rlhf_pipeline.advantages import kl_penalised_rewards, next_kl_coef
     from rlhf_pipeline.checkpoints import load_checkpoint, save_checkpoint
     from rlhf_pipeline.metrics import MetricsWriter, require_finite
     from rlhf_pipeline.tokenization import load_tokenizer
@@ -108,17 +130,18 @@ def run(job: Job) -> dict[str, Any]:
     config: Config = job.config
     torch.manual_seed(job.seed)
     chat = load_tokenizer(job.settings.model)
-    prompts = _encoded_prompts(job, chat)
-    roles, score = _roles(job, chat)
-    _require_equal_start(roles, prompts, chat)
+    prompts = ppo_start.encoded_prompts(job, chat)
+    roles, score = ppo_start.make_roles(job, chat)
+    ppo_start.require_equal_start(roles, prompts, chat)
     frozen = {name: roles.fingerprint(name) for name in (None, *roles.names(trainable=False))}
 
-    def sample(role: str, start: int, number: int, purpose: str) -> rollouts.Rollout:
+    def sample(role: str, start: int, number: int, purpose: str, samples: int = 1) -> rollouts.Rollout:
+        """So many responses to each of ``number`` prompts, side by side."""
         places = rollouts.prompt_order(len(prompts), start, number, job.seed)
         return rollouts.sample(
             roles,
             role,
-            [prompts[i] for i in places],
+            [prompts[i] for i in places for _ in range(samples)],
             chat,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
@@ -131,13 +154,16 @@ def run(job: Job) -> dict[str, Any]:
         done, kl_coef = 0, config.kl_coef
         rollout = sample("reference", 0, max(config.rollout_batch, _SCALE_RESPONSES), "scale")
         scale = rollouts.ScoreScale.of(score(rollout, rollout.minibatches(1, config.micro_batch_tokens, 0)[0]))
-        rollouts.normalise_head(roles, "value", scale)
+        if config.estimator == "gae":
+            rollouts.normalise_head(roles, "value", scale)
     else:
         done, kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
         scale = rollouts.ScoreScale(*checkpoint.state["scale"])
         job.say(f"resumed after iteration {done} of {config.iterations}{checkpoint.remark()}")
     job.say(f"scores of the SFT policy: mean {scale.mean:.3f}, standard deviation {scale.std:.3f}")
-    rates = {"policy": config.learning_rate, "value": config.value_learning_rate}
+    rates = {"policy": config.learning_rate}
+    if config.estimator == "gae":
+        rates["value"] = config.critic.learning_rate
     optimizer = torch.optim.AdamW(
         [{"params": roles.parameters(name), "lr": rate} for name, rate in rates.items()],
         betas=(0.9, 0.95),
@@ -154,7 +180,8 @@ def run(job: Job) -> dict[str, Any]:
         advance(done)
         for iteration in range(done, config.iterations):
             started = time.monotonic()
-            rollout = sample("policy", iteration * config.rollout_batch, config.rollout_batch, "rollout")
+            number = config.rollout_batch // config.samples_per_prompt
+            rollout = sample("policy", iteration * number, number, "rollout", config.samples_per_prompt)
             sampled = time.monotonic()
 
             seeds = (rollouts.derived_seed(job.seed, iteration, epoch) for epoch in range(config.num_ppo_epochs))
@@ -167,11 +194,10 @@ def run(job: Job) -> dict[str, Any]:
             scores = scale.apply(
                 raw, rollout.ended, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
             )
-            mask = rollout.response_mask
-            rewards = kl_penalised_rewards(scores, measured.logprobs, measured.ref_logprobs, mask, kl_coef=kl_coef)
-            advantages, returns = gae(rewards, measured.values, mask, gamma=config.gamma, lam=config.lam)
-            if config.whiten:
-                advantages = whiten(advantages, mask)
+            rewards = kl_penalised_rewards(
+                scores, measured.logprobs, measured.ref_logprobs, rollout.response_mask, kl_coef=kl_coef
+            )
+            advantages, returns = _advantages(config, rewards, measured.values, rollout.response_mask)
             scored = time.monotonic()
 
             remaining = 1 - iteration / config.iterations
@@ -198,19 +224,32 @@ def run(job: Job) -> dict[str, Any]:
                 )
             writer.write(row)
             if (iteration + 1) % config.save_every == 0 and iteration + 1 < config.iterations:
-                _require_unmoved(roles, frozen)
+                ppo_start.require_unmoved(roles, frozen)
                 trained = {name: roles.state(name) for name in rates} | {"optimizer": optimizer.state_dict()}
                 settled = {"kl_coef": kl_coef, "scale": (scale.mean, scale.std)}
                 save_checkpoint(job.folder / "checkpoints", iteration + 1, trained | settled)
                 job.say(_summary(row, config.iterations))
             advance(1)
     writer.close()
-    _require_unmoved(roles, frozen)
+    ppo_start.require_unmoved(roles, frozen)
     moved = rollouts.largest_difference(roles, "policy", "reference", prompts[:8], pad_id=chat.pad_id)
     require_finite(moved, "the largest log-ratio of policy and SFT")
     roles.save("policy", job.folder / "adapter", model_name=job.settings.model.name)
     job.say(_summary(row, config.iterations))
     return {key: value for key, value in row.items() if not key.startswith("seconds/")}
+
+
+def _advantages(
+    config: Config, rewards: torch.Tensor, values: torch.Tensor | None, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Advantages, and the returns that the values are to learn where there is a critic; ``(batch, response_len)``."""
+    from rlhf_pipeline.advantages import gae, group_normalised, leave_one_out, on_every_token, whiten
+
+    if values is None:
+        compare = {"rloo": leave_one_out, "grpo": group_normalised}[config.estimator]
+        return on_every_token(compare(rewards.sum(1), config.samples_per_prompt), mask), None
+    advantages, returns = gae(rewards, values, mask, gamma=config.critic.gamma, lam=config.critic.lam)
+    return whiten(advantages, mask) if config.critic.whiten else advantages, returns
 
 
 def _learn(
@@ -224,6 +263,7 @@ def _learn(
     import torch
 
     mask = experience.rollout.response_mask
+    trained = roles.names(trainable=True)
     sums = dict.fromkeys(("policy", "policy_clipped", "old_kl", "value", "value_clipped", "tokens"), 0.0)
     ratio_check: float | None = None
     for minibatch in (minibatch for epoch in plan for minibatch in epoch):
@@ -233,23 +273,24 @@ def _learn(
         step, ratio_error = _policy_backward(config, roles, batches, tokens)
         if ratio_check is None:
             ratio_check = ratio_error
-            _require_unit_ratio(ratio_error, roles)
+            ppo_start.require_unit_ratio(ratio_error, roles)
         elif step["old_kl"] / tokens > _EARLY_STOP * config.target_kl:
             break
-        step |= _value_backward(config, roles, batches, tokens)
-        for name in ("policy", "value"):
+        if "value" in roles:
+            step |= _value_backward(config, roles, batches, tokens)
+        for name in trained:
             norm = torch.nn.utils.clip_grad_norm_(roles.parameters(name), config.max_grad_norm).item()
             if not math.isfinite(norm):
-                advice = "lower ppo.learning_rate and ppo.value_learning_rate, or use model.dtype=float32"
+                advice = "lower ppo.learning_rate and ppo.critic.learning_rate, or use model.dtype=float32"
                 raise TrainingError(f"the {name}'s gradient is not finite", advice=advice)
         optimizer.step()
         sums = {key: total + step.get(key, tokens) for key, total in sums.items()}
+    critic = {"ppo/loss/value": "value", "ppo/val/clipfrac": "value_clipped"} if "value" in roles else {}
     return {
         "ppo/loss/policy": sums["policy"] / sums["tokens"],
-        "ppo/loss/value": sums["value"] / sums["tokens"],
         "ppo/policy/approxkl": sums["old_kl"] / sums["tokens"],
         "ppo/policy/clipfrac": sums["policy_clipped"] / sums["tokens"],
-        "ppo/val/clipfrac": sums["value_clipped"] / sums["tokens"],
+        **{name: sums[key] / sums["tokens"] for name, key in critic.items()},
         "ppo/ratio_check": ratio_check or 0.0,
         "ppo/passes": sums["tokens"] / mask.sum().item(),
     }
@@ -287,12 +328,14 @@ def _value_backward(config: Config, roles: Roles, batches: list[Batch], tokens: 
     sums = dict.fromkeys(("value", "value_clipped"), 0.0)
     with roles.use("value") as model:
         for batch in batches:
+            assert batch.critic is not None
+            values, returns = batch.critic
             result = ppo_value_loss(
                 batch.sequences.dense(roles.head("value", response_hidden(model, batch.sequences))),
-                batch.values,
-                batch.returns,
+                values,
+                returns,
                 batch.sequences.response_mask,
-                cliprange_value=config.cliprange_value,
+                cliprange_value=config.critic.cliprange_value,
                 token_count=tokens,
             )
             result.loss.backward()  # type: ignore[no-untyped-call]
@@ -307,94 +350,3 @@ def _summary(row: dict[str, Any], iterations: int) -> str:
         f"KL {row['objective/kl']:.2f}, length {row['response/length']:.0f}, "
         f"ended {row['response/ended']:.0%}"
     )
-
-
-def _encoded_prompts(job: Job, chat: ChatTokenizer) -> list[list[int]]:
-    """The training prompts' ids; what is too long is counted and left out."""
-    from stages.prompts import load_prompts
-
-    limit = job.config.max_prompt_length
-    encoded = [chat.encode_prompt(prompt.messages) for prompt in load_prompts(job).train]
-    kept = [ids for ids in encoded if len(ids) <= limit]
-    if len(kept) < len(encoded):
-        job.say(f"{len(encoded) - len(kept)} of {len(encoded)} prompts have more than {limit} tokens and are left out")
-    if not kept:
-        raise DataError(
-            f"none of the {len(encoded)} training prompts has at most {limit} tokens",
-            where="ppo.max_prompt_length",
-            advice="raise it",
-        )
-    return kept
-
-
-def _roles(job: Job, chat: ChatTokenizer) -> tuple[Roles, Scorer]:
-    """The base with its roles, and what scores a rollout."""
-    import torch
-
-    from rlhf_pipeline import models
-    from rlhf_pipeline.roles import Roles
-    from rlhf_pipeline.rollout import adapter_scores
-
-    config: Config = job.config
-    sft, reward = job.inputs["sft"].folder, job.inputs["reward"].folder
-    full_sft, full_reward = models.full_model(sft), models.full_model(reward)
-    roles = Roles(models.load_causal_lm(job.settings.model, device=job.device, folder=full_sft))
-    if full_sft is None:
-        roles.add("reference", folder=sft / "adapter")
-    else:
-        roles.add("reference", lora=config.lora)  # B = 0: the SFT model itself
-    roles.add("policy", copy_of="reference", trainable=True)
-    if full_reward is None:
-        roles.add("reward", folder=reward / "adapter")
-        roles.set_head("reward", models.read_score_head(reward / "adapter"))
-        roles.add("value", copy_of="reward", trainable=True)
-    else:
-        roles.add("value", lora=config.lora, trainable=True)
-        roles.set_head("value", torch.zeros(1, roles.base.config.get_text_config().hidden_size))
-        reward_model = models.load_reward_model(job.settings.model, reward, device=job.device)
-        job.say("the reward model has all weights of its own: it is held in memory beside the base")
-    if config.gradient_checkpointing:
-        roles.recompute_layers()
-
-    def score(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
-        judged = rollout.ending_with(chat.end_id)
-        if full_reward is None:
-            return adapter_scores(roles, judged, groups)
-        scores = reward_model.score([[*p, *r] for p, r in zip(judged.prompts, judged.responses, strict=True)])
-        return torch.tensor(scores, device=job.device)
-
-    return roles, score
-
-
-def _require_unmoved(roles: Roles, frozen: dict[str | None, str]) -> None:
-    moved = [name or "base" for name, fingerprint in frozen.items() if roles.fingerprint(name) != fingerprint]
-    if moved:
-        raise TrainingError(f"training has changed what must not change: {', '.join(moved)}")
-
-
-def _tolerance(roles: Roles) -> float:
-    """How far two forwards of the same weights and batch may be apart: nothing on a CPU, atomics on a GPU."""
-    import torch
-
-    return 1e-4 if roles.base.dtype in (torch.float32, torch.float64) else 5e-2
-
-
-def _require_equal_start(roles: Roles, prompts: list[list[int]], chat: ChatTokenizer) -> None:
-    """The policy starts as the reference: KL(policy‖reference) is 0, seen on some prompts."""
-    from rlhf_pipeline.rollout import largest_difference
-
-    difference = largest_difference(roles, "policy", "reference", prompts[:8], pad_id=chat.pad_id)
-    if not difference <= _tolerance(roles):
-        raise TrainingError(
-            f"the policy does not start as the SFT policy: log-probabilities differ by {difference:.2g}"
-        )
-
-
-def _require_unit_ratio(error: float, roles: Roles) -> None:
-    """Before the first step the policy is the one that was scored, so every probability ratio is 1."""
-    if not error <= _tolerance(roles):
-        raise TrainingError(
-            f"the first probability ratio of an iteration differs from 1 by {error:.2g}: what was scored is not what "
-            "is trained",
-            advice="please report this with your configuration",
-        )

@@ -104,7 +104,7 @@ def wrong_type(at: Place) -> Command:
 
 
 def several_mistakes(at: Place) -> Command:
-    return ["run", at.config(sft={"epochs": -1}, ppo={"gamma": 2}, evaluate={"judge": "mum"})]
+    return ["run", at.config(sft={"epochs": -1}, ppo={"critic": {"gamma": 2}}, evaluate={"judge": "mum"})]
 
 
 def number_that_is_none(at: Place) -> Command:
@@ -621,7 +621,7 @@ def case(make: Callable[[Place], Command], code: int, *says: str, kept: str = ""
 UP_TO_REWARD = "sft sample collect reward"
 CASES = [
     case(wrong_type, 2, r"toy\.yaml:\d+: sft\.batch_size: .*integer.*many"),
-    case(several_mistakes, 2, "3 mistakes", "sft.epochs", "ppo.gamma", "evaluate.judge", "gold"),
+    case(several_mistakes, 2, "3 mistakes", "sft.epochs", "ppo.critic.gamma", "evaluate.judge", "gold"),
     case(number_that_is_none, 2, "sft.learning_rate", "finite"),
     case(unknown_key, 2, r"toy\.yaml:\d+: unknown key sft.learning_rat; did you mean learning_rate\?"),
     case(unknown_section, 2, "unknown key rewards; did you mean reward"),

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_pipeline.advantages import gae, kl_penalised_rewards, next_kl_coef, whiten
+from rlhf_pipeline.advantages import (
+    gae,
+    group_normalised,
+    kl_penalised_rewards,
+    leave_one_out,
+    next_kl_coef,
+    on_every_token,
+    whiten,
+)
 from rlhf_pipeline.losses import kl_k3, ppo_policy_loss
 
 BETA = 0.5
@@ -155,3 +163,39 @@ def test_fixed_point_is_the_kl_regularised_optimum(rewards: str, right: bool) ->
         decay.step()
     distance = 0.5 * (world.logprobs(table).sum(1).exp() - world.optimum()).abs().sum().item()
     assert distance < 1e-4 if right else distance > 0.03
+
+
+def test_groups_by_hand() -> None:
+    totals = torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0])  # two prompts with three responses each
+    assert leave_one_out(totals, 3).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, -1.5, -1.5, 3])
+    deviation = (14 / 3) ** 0.5  # of 1, 2, 6: mean 3
+    other = 2**0.5  # of 0, 0, 3: mean 1
+    wanted = [-2 / deviation, -1 / deviation, 3 / deviation, -1 / other, -1 / other, 2 / other]
+    assert group_normalised(totals, 3).tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_responses_that_are_all_as_good_teach_nothing() -> None:
+    totals = torch.tensor([2.5, 2.5, -1.0, -1.0])
+    assert not leave_one_out(totals, 2).any()
+    assert not group_normalised(totals, 2).any()
+
+
+def test_one_advantage_for_every_token_of_a_response() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert on_every_token(torch.tensor([2.0, -3.0]), mask).tolist() == [[2, 2, 0], [-3, 0, 0]]
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_leave_one_out_leaves_the_policy_gradient_as_it_is(samples: int) -> None:
+    """Over every group of samples, weighted by its probability: the gradient of Σ π R, to rounding."""
+    torch.manual_seed(0)
+    logits, rewards = torch.randn(4, dtype=torch.float64, requires_grad=True), torch.randn(4, dtype=torch.float64)
+    exact = torch.autograd.grad((logits.softmax(0) * rewards).sum(), logits)[0]
+    probabilities = logits.softmax(0).detach()
+    loss = torch.zeros((), dtype=torch.float64)
+    for group in itertools.product(range(4), repeat=samples):
+        chosen = list(group)
+        advantages = leave_one_out(rewards[chosen], samples)
+        loss = loss - probabilities[chosen].prod() * (advantages * logits.log_softmax(0)[chosen]).mean()
+    [gradient] = torch.autograd.grad(-loss, logits)
+    assert gradient.tolist() == pytest.approx(exact.tolist(), abs=1e-12)

@@ -92,9 +92,10 @@ def test_a_micro_batch_is_cut_to_its_rows(roles: Roles) -> None:
     batch = Experience(ROLLOUT, measured, numbers, numbers + 100).batch([2, 0])
     assert batch.sequences.response_mask.tolist() == [[1, 0], [1, 1]]
     assert batch.advantages.tolist() == [[6, 7], [0, 1]]
-    assert batch.returns.tolist() == [[106, 107], [100, 101]]
     assert torch.equal(batch.logprobs, measured.logprobs[[2, 0], :2])
-    assert torch.equal(batch.values, measured.values[[2, 0], :2])
+    values, returns = batch.critic
+    assert returns.tolist() == [[106, 107], [100, 101]]
+    assert torch.equal(values, measured.values[[2, 0], :2])
 
 
 def test_descriptions_by_hand(roles: Roles) -> None:

@@ -25,13 +25,13 @@ from rlhf_pipeline.data import DataConfig
 from rlhf_pipeline.errors import DataError, TrainingError
 from rlhf_pipeline.metrics import read_metrics
 from rlhf_pipeline.roles import Roles
-from stages import ppo
+from stages import ppo, ppo_start
 from stages.job import Job
 from tests import tiny_models
 
 SMALL: dict[str, Any] = {
     "iterations": 4, "rollout_batch": 8, "num_ppo_epochs": 2, "num_minibatches": 2, "micro_batch_tokens": 120,
-    "max_new_tokens": 6, "save_every": 1, "learning_rate": 1e-3, "value_learning_rate": 1e-3,
+    "max_new_tokens": 6, "save_every": 1, "learning_rate": 1e-3, "critic": {"learning_rate": 1e-3},
     "target_kl": 10.0,
 }  # fmt: skip
 NAMES = {
@@ -114,6 +114,45 @@ def test_every_family_learns(family: str, tmp_path: Path) -> None:
     assert started.keys() == ended.keys()
     assert all(not torch.equal(started[key], ended[key]) for key in started)
     assert policy.peft_config["default"].base_model_name_or_path == model.name
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_without_a_critic(estimator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of responses to one prompt, no value role; interrupted, it ends the same."""
+    from rlhf_pipeline import rollout as rollouts
+
+    model = make_inputs(tmp_path)
+    sampled: list[list[list[int]]] = []
+
+    def sample(roles: Roles, role: str, prompts: list[list[int]], *arguments: Any, **options: Any) -> rollouts.Rollout:
+        assert roles.names(trainable=True) == ["policy"]
+        sampled.append(prompts)
+        return original(roles, role, prompts, *arguments, **options)
+
+    original = rollouts.sample
+    monkeypatch.setattr(rollouts, "sample", sample)
+    ppo.run(make_job(tmp_path, model, "whole", estimator=estimator, samples_per_prompt=4))
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert not [key for key in rows[0] if "val" in key]
+    assert rows[-1]["objective/kl_k3"] > 0
+    for prompts in sampled[1:]:  # the first one settles the scale
+        assert len(prompts) == 8
+        assert prompts[:4] == prompts[:1] * 4 != prompts[4:] == prompts[4:5] * 4
+
+    learn, calls = ppo._learn, itertools.count(1)
+
+    def learn_and_fail(*arguments: Any) -> dict[str, float]:
+        learnt = learn(*arguments)
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return learnt
+
+    monkeypatch.setattr(ppo, "_learn", learn_and_fail)
+    job = make_job(tmp_path, model, estimator=estimator, samples_per_prompt=4)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(job)
+    ppo.run(job)
+    assert_same(tmp_path / "whole", tmp_path / "ppo")
 
 
 @pytest.mark.parametrize(("full_sft", "full_reward"), [(True, False), (False, True), (True, True)])
@@ -326,10 +365,15 @@ def test_overlong_prompts_are_counted_and_none_left_is_an_error(
 def test_settings_that_cannot_be_met() -> None:
     with pytest.raises(ValueError, match=r"num_minibatches \(5\) exceeds rollout_batch \(4\)"):
         ppo.Config(num_minibatches=5, rollout_batch=4)
+    with pytest.raises(ValueError, match=r"rollout_batch \(6\) is not a multiple of samples_per_prompt \(4\)"):
+        ppo.Config(rollout_batch=6, samples_per_prompt=4)
+    with pytest.raises(ValueError, match="estimator: rloo compares the responses to one prompt"):
+        ppo.Config(estimator="rloo")
 
 
 @pytest.mark.slow
-def test_it_converges_to_the_known_optimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("estimator", ["gae", "rloo"])
+def test_it_converges_to_the_known_optimum(estimator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts, five words and a stop, at most two tokens: π_ref exp(score / β) / Z over all 31 responses each."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -345,8 +389,9 @@ def test_it_converges_to_the_known_optimum(tmp_path: Path, monkeypatch: pytest.M
     roles = Roles(LlamaForCausalLM(config).eval())
     roles.add("reference", lora=LoraSection(rank=8, alpha=16))
     roles.add("policy", copy_of="reference", trainable=True)
-    roles.add("value", lora=LoraSection(rank=8, alpha=16), trainable=True)
-    roles.set_head("value", torch.zeros(1, 32))
+    if estimator == "gae":
+        roles.add("value", lora=LoraSection(rank=8, alpha=16), trainable=True)
+        roles.set_head("value", torch.zeros(1, 32))
     responses = [[0], *([a, b] for a in range(1, words) for b in range(words))]
     table = {(tuple(p), tuple(r)): torch.randn(()).item() for p in prompts for r in responses}
 
@@ -361,15 +406,16 @@ def test_it_converges_to_the_known_optimum(tmp_path: Path, monkeypatch: pytest.M
 
     chat = SimpleNamespace(stop_ids=frozenset({0}), end_id=0, pad_id=1)
     monkeypatch.setattr(tokenization, "load_tokenizer", lambda _: chat)
-    monkeypatch.setattr(ppo, "_encoded_prompts", lambda *_: prompts)
-    monkeypatch.setattr(ppo, "_roles", lambda *_: (roles, score))
+    monkeypatch.setattr(ppo_start, "encoded_prompts", lambda *_: prompts)
+    monkeypatch.setattr(ppo_start, "make_roles", lambda *_: (roles, score))
     monkeypatch.setattr(rollouts.ScoreScale, "of", lambda _: rollouts.ScoreScale(0.0, 1.0))
     start = [distribution("policy", p) for p in prompts]
     ppo.run(
         make_job(
             tmp_path, ModelConfig(name="toy"), iterations=100, rollout_batch=256, kl_coef=1.0, missing_eos_penalty=0.0,
-            max_new_tokens=2, learning_rate=5e-3, value_learning_rate=5e-3, save_every=1000, micro_batch_tokens=4096,
-            generation_batch=256,
+            max_new_tokens=2, learning_rate=5e-3, critic={"learning_rate": 5e-3}, save_every=1000,
+            micro_batch_tokens=4096, generation_batch=256, estimator=estimator,
+            samples_per_prompt=1 if estimator == "gae" else 4,
         )
     )  # fmt: skip
     for prompt, ref in zip(prompts, start, strict=True):
