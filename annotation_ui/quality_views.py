@@ -154,7 +154,7 @@ def agreement(report: QualityReport) -> str:
         parts.append(figure("Agreement with 95 % intervals", chart, ""))
     parts.append(Markup("<h2>Every two people</h2>"))
     parts.append(
-        table(("", "and", "Cohen's κ", "Comparisons"), kappas, left=2)
+        table(("Person", "and", "Cohen's κ", "Comparisons"), kappas, left=2)
         if kappas
         else Markup('<p class="empty">Nobody has judged ten tasks in common with somebody else yet.</p>')
     )

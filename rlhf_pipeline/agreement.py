@@ -111,6 +111,7 @@ def cohen_kappa(
     pairs: Sequence[tuple[Any, Any]],
     *,
     weights: Literal["linear", "quadratic"] | None = None,
+    groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
@@ -122,39 +123,57 @@ def cohen_kappa(
 
     Args:
         pairs: one (first rater's label, second rater's label) for each item that both rated.
+        groups: what each item belongs to, where items are not independent; a group is drawn as a whole.
     """
     if not pairs:
         return Estimate(None, None, None, 0, NO_OVERLAP)
     values = ordered({label for pair in pairs for label in pair})
     place = {label: index for index, label in enumerate(values)}
-    table = np.zeros((len(values), len(values)))
-    for a, b in pairs:
-        table[place[a], place[b]] += 1
+    cells = np.array([place[a] * len(values) + place[b] for a, b in pairs], dtype=np.intp)
     apart: Floats = np.abs(np.subtract.outer(np.arange(len(values)), np.arange(len(values)))).astype(np.float64)
     cost = apart if weights == "linear" else apart**2 if weights == "quadratic" else np.sign(apart)
 
-    def kappa(times: Floats) -> float | None:
-        shares = times.reshape(table.shape) / times.sum()
+    def kappa(table: Floats) -> float | None:
+        shares = table.reshape(cost.shape) / table.sum()
         by_chance = float((cost * np.outer(shares.sum(1), shares.sum(0))).sum())
         return None if by_chance <= 1e-15 else 1.0 - float((cost * shares).sum()) / by_chance
 
-    return _bootstrap(kappa, _alike(table.ravel(), seed, resamples), len(pairs))
+    def count(times: Floats | None = None) -> Floats:
+        return np.bincount(cells, times, minlength=cost.size).astype(np.float64)
+
+    if groups is None:
+        tables = _alike(count(), seed, resamples)
+    else:
+        tables = (count(times) for times in _grouped(_numbered(groups), seed, resamples))
+    return _bootstrap(kappa, tables, len(pairs))
 
 
 def cohen_kappas(
-    ratings: Mapping[Any, Mapping[Rater, Any]], *, at_least: int = 2, most: int | None = None, seed: int = 0
+    ratings: Mapping[Any, Mapping[Rater, Any]],
+    *,
+    at_least: int = 2,
+    most: int | None = None,
+    groups: Mapping[Any, Hashable] | None = None,
+    seed: int = 0,
 ) -> dict[tuple[Rater, Rater], Estimate]:
     """Cohen's kappa of every two raters who rated at least so many items in common, most in common first.
 
-    With ``most``, of that many pairs of raters at most.
+    With ``most``, of that many pairs of raters at most; ``groups`` as for :func:`krippendorff_alpha`.
     """
-    shared: dict[tuple[Rater, Rater], list[tuple[Any, Any]]] = defaultdict(list)
-    for given in ratings.values():
-        for a, b in combinations(ordered(set(given)), 2):
-            shared[a, b].append((given[a], given[b]))
-    enough = [pair for pair, labels in shared.items() if len(labels) >= at_least]
+    shared: dict[tuple[Rater, Rater], list[Any]] = defaultdict(list)
+    for item, given in ratings.items():
+        for pair in combinations(ordered(set(given)), 2):
+            shared[pair].append(item)
+    enough = [pair for pair, items in shared.items() if len(items) >= at_least]
     enough.sort(key=lambda pair: -len(shared[pair]))
-    return {pair: cohen_kappa(shared[pair], seed=seed) for pair in enough[:most]}
+    return {
+        (a, b): cohen_kappa(
+            [(ratings[item][a], ratings[item][b]) for item in shared[a, b]],
+            groups=[groups[item] for item in shared[a, b]] if groups is not None else None,
+            seed=seed,
+        )
+        for a, b in enough[:most]
+    }
 
 
 def ordered(labels: set[Any]) -> list[Any]:
@@ -187,11 +206,14 @@ def _estimate(
         counts, alike = np.unique(counts, axis=0, return_counts=True)
         draws = _alike(alike.astype(np.float64), seed, resamples)
     else:
-        seen: dict[Hashable, int] = {}
-        draws = _grouped(
-            np.array([seen.setdefault(groups[item], len(seen)) for item in items], dtype=np.intp), seed, resamples
-        )
+        draws = _grouped(_numbered([groups[item] for item in items]), seed, resamples)
     return _bootstrap(lambda times: measure(counts, values, times), draws, len(items))
+
+
+def _numbered(groups: Sequence[Hashable]) -> NDArray[np.intp]:
+    """Each group's number, in the order in which they first come."""
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=np.intp)
 
 
 def _alike(times: Floats, seed: int, resamples: int) -> Iterator[Floats]:

@@ -102,5 +102,5 @@ def timeline(received: Sequence[int], now: int) -> list[tuple[int, int]]:
     step = max(1, math.ceil(len(times) / MOST_POINTS))
     points = [(times[0], 0)] + [(times[n - 1], n) for n in range(step, len(times) + 1, step)]
     if points[-1] != (now, len(times)):
-        points.append((max(now, times[-1]), len(times)))
+        points.append((now, len(times)))
     return points

@@ -111,6 +111,8 @@ def quality_report(
     rows = [row for row in judgements if row.task_id in by_id]
     judged = [row for row in rows if row.purpose == "judge"]
     given = comparisons_of(by_id, judged)
+    # The comparisons of one ranking hang together.
+    groups = {pair: pair[0] for pair in given} if any(len(task.responses) > 2 for task in tasks) else None
     model = dawid_skene_of(comparisons_of(by_id, [row for row in rows if row.purpose in ("judge", "gold")]))
     names = {row.user_id: row.user for row in rows}
     received = [row.received_at for row in judged]
@@ -120,8 +122,8 @@ def quality_report(
         progress=progress,
         forecast=forecast(received, progress.remaining, now=now, active_ms=[row.active_ms for row in judged]),
         timeline=tuple(timeline(received, now)),
-        measures=tuple(_measures(terms.form, by_id, judged, given)),
-        kappas=tuple(_kappas(given, names)),
+        measures=tuple(_measures(terms.form, judged, given, groups)),
+        kappas=tuple(_kappas(given, names, groups)),
         annotators=tuple(annotator_quality(by_id, rows, model)),
         disagreements=tuple(_disagreements(rows, given)),
         late=sum(row.late for row in judged),
@@ -138,11 +140,12 @@ def comparisons_of(tasks: Mapping[int, TaskRow], rows: Sequence[JudgementRow]) -
 
 
 def _measures(
-    form: Form, tasks: Mapping[int, TaskRow], rows: Sequence[JudgementRow], given: Mapping[Pair, Mapping[int, Label]]
+    form: Form,
+    rows: Sequence[JudgementRow],
+    given: Mapping[Pair, Mapping[int, Label]],
+    groups: Mapping[Pair, int] | None,
 ) -> list[Measure]:
     """Agreement on which response is better, then on each attribute and each rule of the form."""
-    # The comparisons of one ranking hang together, and so do the responses of one task.
-    groups = {pair: pair[0] for pair in given} if any(len(task.responses) > 2 for task in tasks.values()) else None
     question = "Which is better"
     found = [
         Measure(question, "share that agrees", raw_agreement(given, groups=groups)),
@@ -187,12 +190,11 @@ def _of_responses(
     return dict(found)
 
 
-def _kappas(given: Mapping[Pair, Mapping[int, Label]], names: Mapping[int, str]) -> list[Kappa]:
-    found = [
-        Kappa((a, b), (names[a], names[b]), estimate)
-        for (a, b), estimate in cohen_kappas(given, at_least=SHARED_FOR_KAPPA, most=MOST_KAPPAS).items()
-    ]
-    return sorted(found, key=lambda kappa: -kappa.estimate.n)
+def _kappas(
+    given: Mapping[Pair, Mapping[int, Label]], names: Mapping[int, str], groups: Mapping[Pair, int] | None
+) -> list[Kappa]:
+    shared = cohen_kappas(given, at_least=SHARED_FOR_KAPPA, most=MOST_KAPPAS, groups=groups)
+    return [Kappa((a, b), (names[a], names[b]), estimate) for (a, b), estimate in shared.items()]
 
 
 def _disagreements(rows: Sequence[JudgementRow], given: Mapping[Pair, Mapping[int, Label]]) -> list[Disagreement]:

@@ -211,6 +211,14 @@ def test_items_of_a_group_are_drawn_together() -> None:
     assert grouped.value == pytest.approx(once.value) == loose.value
     assert width(grouped) == pytest.approx(width(once), rel=0.15)
     assert width(loose) < width(once) / 2
+    pairs = [(given[0], given[1]) for given in ratings.values() if {0, 1} <= given.keys()]
+    ten = [pair for pair in pairs for _ in range(10)]
+    of = [n for n in range(len(pairs)) for _ in range(10)]
+    once, grouped, loose = cohen_kappa(pairs), cohen_kappa(ten, groups=of), cohen_kappa(ten)
+    assert grouped.value == pytest.approx(once.value) == loose.value
+    assert width(grouped) == pytest.approx(width(once), rel=0.15)
+    assert width(loose) < width(once) / 2
+    assert cohen_kappas(copies, groups=groups)[0, 1] == cohen_kappa(ten, groups=of)
 
 
 @pytest.mark.parametrize("measure", [krippendorff_alpha, fleiss_kappa, raw_agreement])

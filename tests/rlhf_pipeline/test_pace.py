@@ -35,7 +35,16 @@ def test_bursts_make_it_less_certain() -> None:
     assert uneven.earliest is not None
     assert steady.earliest is not None
     assert uneven.earliest < steady.earliest
+    # 40, 0, 0, 0, 0, 40, 0, 0: s² = (2 · 30² + 6 · 10²) / 7, and 40 are still to come.
+    half = 2.3646 * (2400 / 7 / 8 * (1 + 80 / 40)) ** 0.5
+    assert uneven.earliest == pytest.approx(NOW + 40 / (10 + half) * HOUR, abs=1000)
     assert uneven.latest is None, "at the slow end of the interval it would never be done"
+
+
+def test_eight_judgements_are_enough_and_one_may_be_left() -> None:
+    found = forecast(evenly(8, 8 * HOUR), 1, now=NOW)
+    assert found.finish == NOW + HOUR
+    assert found.why == ""
 
 
 def test_only_the_last_seven_days_count() -> None:
@@ -88,6 +97,7 @@ def test_timeline_begins_at_nothing_and_ends_now() -> None:
     assert timeline([], NOW) == []
     assert timeline([NOW - 20, NOW - 30], NOW) == [(NOW - 30, 0), (NOW - 30, 1), (NOW - 20, 2), (NOW, 2)]
     assert timeline([NOW], NOW) == [(NOW, 0), (NOW, 1)]
+    assert timeline([NOW - 5, NOW], NOW) == [(NOW - 5, 0), (NOW - 5, 1), (NOW, 2)]
     many = timeline(range(NOW - 5000, NOW), NOW)
     assert len(many) <= 203
     assert many[0][1] == 0
