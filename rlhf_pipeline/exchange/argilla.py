@@ -2,7 +2,8 @@
 
 The conversation is a chat field, each response a text field. Argilla's SDK keeps the order of a ranking and drops equal
 ranks, so ties are a label question of their own: ``1>2=3`` says that the second and the third in order are tied. Only
-the flattened form has the status of an answer, so only it has skips (``discarded``).
+the flattened form has the status of an answer, so only it has skips (``discarded``), and only of it drafts are left out
+when it is read: what comes from Argilla is best exported flattened.
 """
 
 from __future__ import annotations
@@ -203,6 +204,8 @@ def is_flat(row: Mapping[str, Any]) -> bool:
 def read(row: Mapping[str, Any]) -> tuple[JudgedTask, Form, list[str]]:
     """One record of either form, the form it was judged under, and the questions that mean nothing here."""
     said, about, metadata = _flat_parts(row) if is_flat(row) else _nested_parts(row)
+    if not isinstance(metadata.get("sampled"), str):
+        metadata = {}  # not written here: columns that are called like ours are others
     form = form_of(_loaded(metadata["form"], "form"), "form") if metadata.get("form") else Form(all_bad=True)
     prompt = about.get("prompt")
     messages = (Message("user", prompt),) if isinstance(prompt, str) else fields.conversation(prompt, "prompt")

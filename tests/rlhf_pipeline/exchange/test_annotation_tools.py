@@ -289,6 +289,24 @@ def test_ranks_as_argillas_server_keeps_them(tmp_path: Path) -> None:
     assert found.verdicts[0].ranking == ((chose("y", found),), tuple(sorted((chose("x", found), chose("z", found)))))
 
 
+def test_flattened_records_of_others_with_drafts_and_columns_like_ours(tmp_path: Path) -> None:
+    row = {
+        "prompt": "q", "response_1": "x", "response_2": "y", "meta": {"a": 1}, "form": 3,
+        "preference.responses": ["response_2", "response_1", None],
+        "preference.responses.users": [ANN, BOB, "someone"],
+        "preference.responses.status": ["submitted", "draft", "discarded"],
+        "quality.responses": [3], "quality.responses.users": [ANN], "quality.responses.status": ["submitted"],
+    }  # fmt: skip
+    read = read_file(write_rows(tmp_path / "records.jsonl", [row]))
+    [found] = read.rounds[0].tasks
+    assert [(v.by, v.choice, v.response) for v in found.verdicts] == [
+        (ANN, "response", chose("y", found)),
+        ("someone", "skip", None),
+    ]
+    assert (read.format, found.meta) == ("argilla-flat", {})
+    assert read.left_out == {"answers to quality, which this program does not ask": 1}
+
+
 def test_settings_name_every_question_that_is_answered() -> None:
     for form, said in ((EVERYTHING, FULL), (RANKING, RANKED)):
         texts = "abc" if form.kind == "ranking" else "ab"
@@ -345,7 +363,8 @@ def test_a_scale_that_argilla_does_not_have_is_refused() -> None:
         ({"responses": {"preference": [{"value": "tie"}]}}, "user_id is missing"),
         ({"responses": {"preference": [{"value": "tie", "user_id": "a\u0007"}]}}, "cannot be seen"),
         ({"responses": {"ranking": [{"value": ["response_1"], "user_id": ANN}]}}, "each of 2 responses once"),
-        ({"metadata": {"form": "{"}}, "the metadata form is"),
+        ({"metadata": {"form": "{", "sampled": "[]"}}, "the metadata form is"),
+        ({"metadata": {"meta": "[]", "sampled": "[]"}}, "meta is a list, wanted an object"),
     ],
 )
 def test_bad_argilla_rows_are_named(change: dict[str, Any], said: str, tmp_path: Path) -> None:
