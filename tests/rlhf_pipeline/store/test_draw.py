@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from rlhf_pipeline.errors import AnswerRefused, StoreError
 from rlhf_pipeline.records import Message, Prompt
@@ -255,3 +257,24 @@ def test_many_people_at_once_with_every_purpose(store: JudgementStore) -> None:
     assert max(Counter(row.user_id for row in rows if row.purpose == "training").values()) == 2
     with store.database.read() as connection:
         assert set(connection.execute(select(assignment.c.state)).scalars()) <= {"done", "expired"}
+
+
+def test_the_work_of_giving_a_task_hardly_grows_with_what_a_person_has_judged(tmp_path: Path) -> None:
+    """Counted in SQLite's own steps: looked up task by task, it grew with the square."""
+    store = JudgementStore.open(tmp_path / "s.db")
+    round_id, ann = round_of(store, 600, overlap=2), store.user("ann")
+    steps = [0]
+
+    def count() -> None:
+        steps[0] += 1
+
+    @event.listens_for(store.database.engine, "checkout")
+    def watch(connection: sqlite3.Connection, *_: object) -> None:
+        connection.set_progress_handler(count, 100)
+
+    held = store.lease(round_id, ann, 500)
+    store.submit_many(ann, [Answer(f"token-{a.id}", a.id, "tie") for a in held])
+    steps[0] = 0
+    assert len(store.lease(round_id, ann, 1)) == 1
+    assert 0 < steps[0] * 100 < 100_000
+    store.close()
