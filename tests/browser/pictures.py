@@ -16,6 +16,7 @@ from annotation_ui.app import build, local_door
 from rlhf_pipeline.records import Message, Prompt
 from rlhf_pipeline.store import JudgementStore
 from rlhf_pipeline.store.records import Attribute, Form, NewResponse, NewTask
+from tests.annotation_ui.planted_store import plant
 from tests.browser.conftest import CHROMIUM
 from tests.browser.rounds import READY
 
@@ -58,6 +59,10 @@ def _serve(form: Form, prompt: tuple[Message, ...], texts: tuple[str, ...]) -> s
     store = JudgementStore.open(Path(tempfile.mkdtemp()) / "judgements.db")
     round_id = store.open_round("people", overlap=60, seed=2, source_digest="d", lease_seconds=600, form=form)
     store.add_tasks(round_id, [NewTask(Prompt(prompt), tuple(NewResponse(text) for text in texts))])
+    return _address(store, round_id)
+
+
+def _address(store: JudgementStore, round_id: int) -> str:
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     guard: Any = build(store, round_id, local_door(port)).guard
@@ -80,6 +85,18 @@ def _picture(browser: Any, name: str, url: str, person: str, keys: str, **option
     page.screenshot(path=DOCS / name)
 
 
+def _results(browser: Any, name: str, url: str, tab: str, **options: Any) -> None:
+    page = browser.new_context(viewport={"width": 1200, "height": 940}, **options).new_page()
+    page.goto(url)
+    page.fill("#name", "Ida Lee")
+    page.click("button")
+    page.goto(f"{url}admin/")
+    page.wait_for_selector("#desk-overview .tile")
+    page.get_by_role("tab", name=tab).click()
+    page.wait_for_timeout(500)
+    page.screenshot(path=DOCS / name, full_page=True)
+
+
 def main() -> None:
     """Make all of them."""
     with sync_playwright() as playwright:
@@ -92,6 +109,8 @@ def main() -> None:
         _picture(
             browser, "annotate-questions.png", _serve(QUESTIONS, BASIL, ON_BASIL[:2]), "Ann Lee", "3154", locale="en"
         )
+        judged = _address(*plant(Path(tempfile.mkdtemp()) / "judgements.db", judgements=320))
+        _results(browser, "results.png", judged, "Annotators")
 
 
 if __name__ == "__main__":

@@ -142,6 +142,14 @@ def test_annotators_are_not_let_in(site: Site) -> None:
     assert answer.status in (403, 404)
 
 
+def test_an_export_comes_as_a_file(site: Site) -> None:
+    page = enter(site, "Rea")
+    tab(page, "Export")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="full", exact=True).click()
+    assert Path(download.value.path()).read_text(encoding="utf-8").count("\n") >= 50
+
+
 def test_hostile_texts_do_nothing_and_are_seen(serve: Callable[..., Site], tmp_path: Path) -> None:
     store = JudgementStore.open(tmp_path / "judgements.db")
     texts = [text for text in dict.fromkeys(HOSTILE) if len(text) < 5_000 and "\ud800" not in text and text.strip()]
