@@ -204,6 +204,12 @@ def test_a_repeat_is_an_own_task_after_thirty_others_with_sides_swapped(store: J
     assert store.progress(round_id).judgements == 60
 
 
+def test_the_first_repeat_comes_when_exactly_thirty_others_came_after_it(store: JudgementStore) -> None:
+    given = judge_all(store, round_of(store, 33, repeat_rate=1.0), store.user("ann"))
+    assert [a.purpose for a in given[:32]] == ["judge"] * (REPEAT_AFTER + 1) + ["repeat"]
+    assert given[31].task_id == given[0].task_id
+
+
 def test_what_was_skipped_is_not_repeated(store: JudgementStore) -> None:
     round_id, ann = round_of(store, 40, repeat_rate=1.0), store.user("ann")
     for _ in range(36):
