@@ -14,7 +14,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from annotation_ui import quality_views, record_views
-from annotation_ui.desk import KINDS, Desk, Snapshot
+from annotation_ui.desk import KINDS, Desk, Snapshot, right_of
 from annotation_ui.fragments import block, notice, shown
 from rlhf_pipeline.errors import PipelineError, StoreError
 from rlhf_pipeline.store import JudgementStore
@@ -107,6 +107,8 @@ def _chosen(value: Any) -> int:
     Raises:
         StoreError: it is none.
     """
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 16:
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
         raise StoreError("nothing is chosen")
     return int(value)
@@ -152,7 +154,12 @@ class _Tasks:
         with gr.Row():
             self.kind = _choice([(name, kind) for kind, name in KINDS.items()], value="disagree", label="Show",
                                 elem_id="task-kind", filterable=False)  # fmt: skip
-            self.pick = _choice([], label="Task", elem_id="task-pick")
+            self.pick = _choice(
+                [],
+                label="Task (choose it, or type its number and press Tab)",
+                elem_id="task-pick",
+                allow_custom_value=True,
+            )
         self.sheet = _html("task")
         with gr.Column(visible=False, elem_id="decisions") as self.decisions:
             self.reason = gr.Textbox(
@@ -172,10 +179,12 @@ class _Tasks:
     def listed(self, desk: Desk, user_id: int, round_id: int, kind: str, task_id: int | None = None) -> tuple[Any, ...]:
         """The list of a kind, and the chosen task of it, or else its first."""
         found = desk.listed(user_id, round_id, kind)  # type: ignore[arg-type]  # an unknown kind lists all
-        splits = {d.task_id: d for d in desk.look(user_id, round_id).report.disagreements}
+        seen = desk.look(user_id, round_id)
+        splits = {d.task_id: d for d in seen.report.disagreements}
+        right = {task.id: right_of(task, seen.rows.get(task.id, ())) for task in found if task.gold}
         ids = [task.id for task in found]
         chosen = task_id if task_id in ids else ids[0] if ids else None
-        choices = [(record_views.task_label(task, splits.get(task.id)), task.id) for task in found]
+        choices = [(record_views.task_label(task, splits.get(task.id), right.get(task.id)), task.id) for task in found]
         return gr.update(choices=choices, value=chosen), *self.view(desk, user_id, round_id, chosen)
 
     def view(self, desk: Desk, user_id: int, round_id: int, task_id: int | None) -> tuple[Any, ...]:
@@ -208,7 +217,7 @@ class _Tasks:
                 if known:
                     desk.set_known_answer(user_id, _chosen(round_id), _chosen(task_id), choice, place, reason or "")
                 text = f"Task {task_id} is decided{' and asked as a known question' if known else ''}."
-                keep = None if kind == "disagree" else task_id
+                keep = None if kind == "disagree" else _chosen(task_id)
                 return text, "", False, *self.listed(desk, user_id, round_id, kind, keep)
 
             return act
@@ -216,7 +225,7 @@ class _Tasks:
         def forget(user_id: int, round_id: int, kind: str, task_id: int) -> tuple[Any, ...]:
             desk.set_known_answer(user_id, _chosen(round_id), _chosen(task_id), None)
             return f"Task {task_id} is judged like the others again.", *self.listed(
-                desk, user_id, round_id, kind, task_id
+                desk, user_id, round_id, kind, _chosen(task_id)
             )
 
         given, changed = [round_, self.kind, self.pick], [self.pick, *self.shown]

@@ -14,7 +14,9 @@ from typing import Literal
 
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.quality import QualityReport, quality_report
+from rlhf_pipeline.reliability import Proportion, proportion
 from rlhf_pipeline.store import JudgementStore
+from rlhf_pipeline.store.forms import is_right
 from rlhf_pipeline.store.people import ROLES, Person
 from rlhf_pipeline.store.records import Answer, Choice, Event, Gold, JudgementRow, Round, TaskRow
 
@@ -105,7 +107,10 @@ class Desk:
         return Snapshot(terms, {task.id: task for task in tasks}, rows, report, self.store.guidelines(round_id))
 
     def listed(self, user_id: int, round_id: int, kind: Kind) -> list[TaskRow]:
-        """Tasks to look at: those people disagree on most come first, others in their order; 500 at most."""
+        """Tasks to look at, 500 at most.
+
+        Those people disagree on most come first, and known answers that most people miss: they may be wrong themselves.
+        """
         seen = self.look(user_id, round_id)
         if kind == "disagree":
             ids = [d.task_id for d in seen.report.disagreements if not d.adjudicated]
@@ -113,8 +118,11 @@ class Desk:
             ids = [i for i, rows in seen.rows.items() if any(r.flags or r.comment for r in rows)]
         elif kind == "decided":
             ids = [i for i, rows in seen.rows.items() if any(r.purpose == "adjudicate" for r in rows)]
+        elif kind == "known":
+            known = {i: right_of(task, seen.rows.get(i, ())) for i, task in seen.tasks.items() if task.gold is not None}
+            ids = sorted(known, key=lambda i: (known[i].value is None, known[i].value, i))
         else:
-            ids = [i for i, task in seen.tasks.items() if kind == "all" or task.gold is not None]
+            ids = list(seen.tasks)
         return [seen.tasks[i] for i in ids[:MOST_LISTED] if i in seen.tasks]
 
     def task(self, user_id: int, round_id: int, task_id: int) -> tuple[TaskRow, Sequence[JudgementRow]]:
@@ -221,6 +229,12 @@ class Desk:
     def _by(self, user_id: int) -> int | None:
         """Who is asked for by the store: without accounts nobody is an admin, and this computer's owner may do all."""
         return user_id if self.accounts else None
+
+
+def right_of(task: TaskRow, rows: Sequence[JudgementRow]) -> Proportion:
+    """How many of those who were asked a question with a known answer gave it."""
+    asked = [row for row in rows if row.purpose in ("gold", "judge", "training") and row.choice != "skip"]
+    return proportion(is_right(task.gold, row) for row in asked if task.gold is not None)
 
 
 def _response_at(task: TaskRow, place: int | None) -> int | None:

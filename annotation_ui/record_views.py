@@ -15,18 +15,20 @@ from annotation_ui.render import to_html, visible
 from rlhf_pipeline.comparisons import best
 from rlhf_pipeline.exchange.export import EXPORT_FORMATS
 from rlhf_pipeline.quality import Disagreement
+from rlhf_pipeline.reliability import Proportion
 from rlhf_pipeline.store.people import Person
 from rlhf_pipeline.store.records import Event, Gold, JudgementRow, TaskRow
 
 _LEVELS = {1: "slightly better", 2: "better", 3: "much better"}
 
 
-def task_label(task: TaskRow, split: Disagreement | None) -> str:
-    """A task in a list: its number, how far people agree, how it begins."""
+def task_label(task: TaskRow, split: Disagreement | None, right: Proportion | None = None) -> str:
+    """A task in a list: its number, how far people agree, how many were right if that is known, how it begins."""
     words = " ".join(visible(task.prompt.messages[-1].content).split())
     begins = words if len(words) <= 60 else words[:59] + "…"
     agree = f" · {100 * split.agreement:.0f} % agree" if split else ""
-    return f"{task.id}{agree} · {begins}"
+    known = f" · {right.hits} of {right.n} right" if right and right.n else ""
+    return f"{task.id}{agree}{known} · {begins}"
 
 
 def task_sheet(task: TaskRow, rows: Sequence[JudgementRow]) -> str:

@@ -151,7 +151,7 @@ def test_deciding_moves_on_to_the_next_task(planted: tuple[JudgementStore, int])
     assert (row.task_id, row.response_id, row.comment) == (first, task.responses[1].id, "clear")
 
 
-@pytest.mark.parametrize("task", [None, "1", 1.5, True, [1], 999])
+@pytest.mark.parametrize("task", [None, "one", "", "9" * 20, 1.5, True, [1], 999])
 def test_a_task_that_is_none_is_refused_in_words(planted: tuple[JudgementStore, int], task: Any) -> None:
     store, round_id = planted
     who = Caller(str(store.people.add("Ida", "admin")))

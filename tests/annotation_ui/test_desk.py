@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from annotation_ui.desk import MAY, Desk
+from annotation_ui.desk import MAY, Desk, right_of
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store import JudgementStore
 from tests.annotation_ui.planted_store import PEOPLE, plant
@@ -139,6 +139,18 @@ def test_what_is_not_there_cannot_be_decided(
 ) -> None:
     with pytest.raises(StoreError):
         desk.decide(ids["admin"], planted[1], task, "response", place)
+
+
+def test_known_answers_that_most_people_miss_come_first(
+    desk: Desk, planted: tuple[JudgementStore, int], ids: dict[str, int]
+) -> None:
+    found = desk.listed(ids["reader"], planted[1], "known")
+    shares = [right_of(task, desk.task(ids["reader"], planted[1], task.id)[1]) for task in found]
+    asked = [share.value for share in shares if share.value is not None]
+    assert asked == sorted(asked)
+    assert len(set(asked)) > 1
+    answered = [r for r in planted[0].judgements(planted[1]) if r.purpose == "gold"]
+    assert sum(share.n for share in shares) == len(answered)
 
 
 def test_a_task_of_another_round_is_not_shown(

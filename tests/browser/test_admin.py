@@ -91,6 +91,14 @@ def test_an_admin_reads_decides_and_moves_on(site: Site) -> None:
     page.get_by_role("option", name="Decided", exact=True).click()
     page.wait_for_selector("#desk-task .votes:has-text('decided')")
     assert "It is <b>plain</b>." in page.inner_text("#desk-task")
+    known = next(t for t in site.store.tasks(site.round_id) if t.gold)
+    page.fill("#task-pick input", str(known.id))
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#desk-task :text('The answer is known')")
+    page.click("#forget-known")
+    page.wait_for_selector("#desk-said :text('judged like the others again')")
+    [now] = [t for t in site.store.tasks(site.round_id) if t.id == known.id]
+    assert now.gold is None
 
 
 def test_an_invitation_lets_a_reader_in_who_changes_nothing(site: Site) -> None:

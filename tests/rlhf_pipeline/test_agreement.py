@@ -250,6 +250,13 @@ def test_one_item_has_a_value_and_no_interval() -> None:
     assert cohen_kappa([]).why == NO_OVERLAP
 
 
+def test_two_groups_have_an_interval_and_one_has_none() -> None:
+    ratings: Ratings = {1: {"ann": "a", "bob": "a"}, 2: {"ann": "a", "bob": "b"}}
+    estimate = raw_agreement(ratings, groups={1: "x", 2: "y"})
+    assert (estimate.value, estimate.low, estimate.high) == (0.5, 0, 1)
+    assert raw_agreement(ratings, groups={1: "x", 2: "x"}).low is None
+
+
 def test_kappas_of_every_two_raters() -> None:
     ratings = table("aabb", "abab", "a...")
     found = cohen_kappas(ratings)

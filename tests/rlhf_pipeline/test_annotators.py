@@ -63,10 +63,10 @@ def test_speed_by_hand() -> None:
 
 def test_ranking_bias_compares_the_ends() -> None:
     tasks = [task(1, "a", "bbb", "cc")]
-    row = said(1, 1, "ann", "ranking", ranking=((13,), (12,), (11,)), shown_order=(13, 11, 12))
+    row = said(1, 1, "ann", "ranking", ranking=((13,), (11,), (12,)), shown_order=(13, 11, 12))
     ann = people(tasks, [row])["ann"]
     assert (ann.first_shown.hits, ann.first_shown.n) == (1, 1)
-    assert (ann.longer.hits, ann.longer.n) == (1, 1)
+    assert (ann.longer.hits, ann.longer.n) == (0, 1), "the shortest stands before the longest"
 
 
 def test_nobody_else_no_reliability() -> None:
@@ -104,6 +104,13 @@ def test_notes_name_habits_and_spare_the_good(seed: int) -> None:
     assert "longer response" in notes["long"]
     assert "shown first" not in notes["long"] + notes["eve"]
     assert "little more than by chance" in notes["eve"]
+
+
+@pytest.mark.parametrize(("chosen", "side"), [(1, "first"), (2, "last")])
+def test_a_habit_is_told_with_its_numbers(chosen: int, side: str) -> None:
+    tasks = [task(n, "x", "y") for n in range(1, 41)]
+    rows = [said(n, n, "ann", chosen if n > 2 else 3 - chosen) for n in range(1, 41)]
+    assert people(tasks, rows)["ann"].notes == (f"Chose what was shown {side} 38 of 40 times.",)
 
 
 def test_few_judgements_make_no_notes() -> None:
