@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -284,3 +286,34 @@ def test_the_work_of_giving_a_task_hardly_grows_with_what_a_person_has_judged(tm
     assert len(store.lease(round_id, ann, 1)) == 1
     assert 0 < steps[0] * 100 < 100_000
     store.close()
+
+
+WORKER = """
+import sys
+from rlhf_pipeline.store import JudgementStore
+from rlhf_pipeline.store.records import Answer
+store = JudgementStore.open(sys.argv[1])
+people = [store.user(f"{sys.argv[2]} {n}") for n in range(2)]
+empty = 0
+while empty < 2:
+    for person in people:
+        held = store.lease(1, person, 2)
+        empty = 0 if held else empty + 1
+        for given in held:
+            print(store.submit(person, Answer(f"{person}-{given.id}", given.id, "tie")).judgement_id, flush=True)
+store.close()
+"""
+
+
+def test_people_in_several_processes_get_exact_overlap(store: JudgementStore, location: str) -> None:
+    round_id = round_of(store, 25, overlap=3)
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, location, name], stdout=subprocess.PIPE, text=True)
+        for name in ("ann", "bob", "cat")
+    ]
+    said = [int(line) for worker in workers for line in worker.communicate()[0].split()]
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    rows = store.judgements(round_id)
+    assert sorted(said) == sorted(row.id for row in rows)
+    assert set(Counter(row.task_id for row in rows).values()) == {3}
+    assert len({(row.task_id, row.user_id) for row in rows}) == len(rows) == 75
