@@ -34,7 +34,10 @@ FAST_BAR = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """Dawid–Skene's expected share of right judgements, its interval if the truth were known, and that of guessing."""
+    """Dawid–Skene's expected share of right comparisons, its interval if the truth were known, and that of guessing.
+
+    ``n`` is what the interval rests on: comparisons that others made too, of one ranking counted as one.
+    """
 
     right: float
     low: float
@@ -126,7 +129,8 @@ def _one(
     repeats, first_shown = _repeats(working), _first_shown(tasks, working)
     longer = _longer(tasks, working)
     fast = too_fast((row.active_ms, words[row.task_id]) for row in working)
-    reliability = _reliability(model, rows[0].user_id)
+    judged = len({row.task_id for row in working if row.purpose in ("judge", "gold")})
+    reliability = _reliability(model, rows[0].user_id, judged)
     return AnnotatorQuality(
         user_id=rows[0].user_id,
         user=rows[0].user,
@@ -188,11 +192,11 @@ def _words(task: TaskRow) -> float:
     )
 
 
-def _reliability(model: DawidSkene, user_id: int) -> Reliability | None:
+def _reliability(model: DawidSkene, user_id: int, judged: int) -> Reliability | None:
     skill = model.skills.get(user_id)
     if skill is None:
         return None
-    n = skill.n // 2  # each comparison entered in both orders
+    n = min(skill.n // 2, judged)  # each comparison entered in both orders; those of one ranking hang together
     return Reliability(skill.right, *wilson_interval(skill.right * n, n), skill.chance, n)
 
 

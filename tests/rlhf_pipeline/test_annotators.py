@@ -50,6 +50,7 @@ def test_position_and_length_by_hand() -> None:
     assert (found["ann"].first_shown.hits, found["ann"].first_shown.n) == (2, 3)
     assert (found["ann"].longer.hits, found["ann"].longer.n) == (1, 2)
     assert (found["bob"].first_shown.n, found["bob"].ties.hits, found["bob"].ties.n) == (0, 1, 1)
+    assert (found["ann"].ties.hits, found["ann"].ties.n) == (0, 3)
 
 
 def test_speed_by_hand() -> None:
@@ -67,6 +68,18 @@ def test_ranking_bias_compares_the_ends() -> None:
     ann = people(tasks, [row])["ann"]
     assert (ann.first_shown.hits, ann.first_shown.n) == (1, 1)
     assert (ann.longer.hits, ann.longer.n) == (0, 1), "the shortest stands before the longest"
+
+
+def test_a_ranking_counts_once_for_reliability() -> None:
+    tasks = [task(n, "a", "b", "c", "d") for n in range(1, 6)]
+    order = {n: tuple((10 * n + place,) for place in (1, 2, 3, 4)) for n in range(1, 6)}
+    rows = [
+        said(100 * len(who) + n, n, who, "ranking", ranking=order[n]) for who in ("ann", "bobby") for n in range(1, 6)
+    ]
+    ann = people(tasks, rows)["ann"]
+    assert ann.reliability is not None
+    assert ann.reliability.n == 5, "thirty comparisons in five rankings"
+    assert ann.reliability.right > 0.8
 
 
 def test_nobody_else_no_reliability() -> None:
