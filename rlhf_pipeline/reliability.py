@@ -17,6 +17,8 @@ from rlhf_pipeline.metrics import wilson_interval
 READING_WORDS_PER_SECOND = 8.0
 """Twice the speed of silent reading (238 words a minute: Brysbaert, 2019, https://doi.org/10.1016/j.jml.2019.104047)."""
 
+_NEXT_TO_NOTHING = 1e-10  # of a label, as in crowd-kit
+
 
 @dataclass(frozen=True, slots=True)
 class Proportion:
@@ -134,19 +136,20 @@ def _maximise(
     classes = truth.shape[1]
     counts = np.full((raters, classes, classes), smoothing)
     np.add.at(counts.transpose(0, 2, 1), (k, said), truth[i])
-    given = counts.sum(2, keepdims=True)
-    # A class that none of a rater's items has leaves that row open; equal shares then say nothing for or against it.
-    confusion = np.where(given > 0, counts / np.where(given > 0, given, 1.0), 1.0 / classes)
-    return truth.mean(0), confusion
+    # A class that none of a rater's items has leaves that row open. Equal shares among the labels that the rater gives
+    # say nothing for or against it, and what never happened is next to impossible, but not for ever.
+    used = np.zeros((raters, 1, classes))
+    used[k, 0, said] = _NEXT_TO_NOTHING
+    counts = np.maximum(counts, used)
+    return truth.mean(0), counts / counts.sum(2, keepdims=True)
 
 
 def _log_joint(
     prior: Floats, confusion: Floats, i: NDArray[np.intp], k: NDArray[np.intp], said: NDArray[np.intp], items: int
 ) -> Floats:
-    """``log p_j + Σ log π^k_j,label`` (items, classes); what cannot be is as good as impossible, not minus infinity."""
-    tiny = np.finfo(np.float64).tiny
-    joint = np.tile(np.log(np.maximum(prior, tiny)), (items, 1))
-    np.add.at(joint, i, np.log(np.maximum(confusion[k, :, said], tiny)))
+    """``log p_j + Σ log π^k_j,label`` (items, classes)."""
+    joint = np.tile(np.log(np.maximum(prior, _NEXT_TO_NOTHING)), (items, 1))
+    np.add.at(joint, i, np.log(confusion[k, :, said]))
     return joint
 
 

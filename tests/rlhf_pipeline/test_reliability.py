@@ -78,7 +78,19 @@ def test_the_anaesthetists_of_the_paper() -> None:
     assert model.iterations < 100
 
 
-@pytest.mark.parametrize("labels", [anaesthetists(), planted(0), planted(1, each=3)], ids=["paper", "four", "three"])
+def scattered(seed: int) -> Labels:
+    """A few labels at random: raters without overlap, classes that some never meet."""
+    rng = random.Random(seed)
+    items = rng.choice((3, 6, 12))
+    return [(item, rater, rng.choice("abcd")) for item in range(items) for rater in range(6) if rng.random() < 0.4]
+
+
+CASES = {"paper": anaesthetists(), "four": planted(0), "three": planted(1, each=3)} | {
+    f"scattered {seed}": scattered(seed) for seed in range(6)
+}
+
+
+@pytest.mark.parametrize("labels", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("iterations", [1, 3, 60])
 def test_posteriors_equal_crowd_kits(labels: Labels, iterations: int) -> None:
     oracle = CrowdKit(n_iter=iterations, tol=-float("inf")).fit_predict_proba(frame(labels))
