@@ -154,6 +154,8 @@ def _decide(
                 margin=sum(margins) / len(margins) if margins else None,
                 source=str(task.meta.get("source") or source),
                 judgements=max(len(votes), 1),
+                chosen_cut=chosen.finish == "length",
+                rejected_cut=rejected.finish == "length",
                 meta={**task.meta, "votes": counts, **({"adjudicated": True} if decision else {})},
             )
         )
@@ -200,18 +202,19 @@ def _counts(votes: Sequence[JudgementRow], chosen: int, rejected: int) -> dict[s
 
 
 def _corrections(task: TaskRow, rows: Sequence[JudgementRow], *, source: str) -> list[Preference]:
-    texts = {response.id: response.text for response in task.responses}
-    written: dict[tuple[str, str], int] = defaultdict(int)
+    responses = {response.id: response for response in task.responses}
+    written: dict[tuple[str, StoredResponse], int] = defaultdict(int)
     for row in rows:
-        if row.correction is not None and row.corrected_id in texts:
-            written[row.correction, texts[row.corrected_id]] += 1
+        if row.correction is not None and row.corrected_id in responses:
+            written[row.correction, responses[row.corrected_id]] += 1
     return [
         Preference(
             prompt=task.prompt,
             chosen=correction,
-            rejected=original,
+            rejected=original.text,
             source=str(task.meta.get("source") or source),
             judgements=count,
+            rejected_cut=original.finish == "length",
             meta={**task.meta, "correction": True},
         )
         for (correction, original), count in written.items()

@@ -86,6 +86,8 @@ def encode_demonstrations(
 def encode_pairs(chat: ChatTokenizer, preferences: Sequence[Preference], *, limit: int) -> Encoded[EncodedPair]:
     """Encode; a pair is left out when either side is above ``limit`` tokens, as cutting one would change the judgement.
 
+    A response that was cut off when it was sampled has no end token: nobody shall learn to stop in mid-sentence.
+
     Raises:
         DataError: conversations that the template refuses, or no pair that fits.
     """
@@ -94,8 +96,8 @@ def encode_pairs(chat: ChatTokenizer, preferences: Sequence[Preference], *, limi
         messages = one.prompt.messages
         return EncodedPair(
             chat.encode_prompt(messages),
-            chat.encode_response(messages, one.chosen),
-            chat.encode_response(messages, one.rejected),
+            chat.encode_response(messages, one.chosen, ended=not one.chosen_cut),
+            chat.encode_response(messages, one.rejected, ended=not one.rejected_cut),
         )
 
     return _encode(preferences, encode, lambda _: None, limit, "preferences")

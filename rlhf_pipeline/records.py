@@ -66,7 +66,10 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two responses to one prompt; ``probability`` is that of ``chosen`` being the better one (0.5 to 1)."""
+    """Two responses to one prompt; ``probability`` is that of ``chosen`` being the better one (0.5 to 1).
+
+    ``chosen_cut`` and ``rejected_cut``: the response was cut off at a limit, so it must not be learnt as one that ends.
+    """
 
     prompt: Prompt
     chosen: str
@@ -76,6 +79,8 @@ class Preference:
     source: str = ""
     judgements: int = 1
     meta: Mapping[str, Any] = field(default_factory=dict)
+    chosen_cut: bool = False
+    rejected_cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """TRL's conversational form with an explicit prompt, plus what TRL does not read."""
@@ -87,6 +92,8 @@ class Preference:
             "margin": self.margin,
             "source": self.source,
             "judgements": self.judgements,
+            "chosen_cut": self.chosen_cut,
+            "rejected_cut": self.rejected_cut,
             "prompt_id": self.prompt.id,
             "meta": dict(self.meta),
         }
@@ -103,6 +110,8 @@ class Preference:
             source=row["source"],
             judgements=row["judgements"],
             meta=row["meta"],
+            chosen_cut=row.get("chosen_cut", False),
+            rejected_cut=row.get("rejected_cut", False),
         )
 
 

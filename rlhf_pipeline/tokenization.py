@@ -77,8 +77,8 @@ class ChatTokenizer:
         """
         return self._encode(self._render(messages, waiting=True))
 
-    def encode_response(self, messages: Sequence[Message], response: str) -> list[int]:
-        """Ids that continue ``encode_prompt(messages)``; the last is ``end_id``.
+    def encode_response(self, messages: Sequence[Message], response: str, *, ended: bool = True) -> list[int]:
+        """Ids that continue ``encode_prompt(messages)``; the last is ``end_id``, unless the response was cut off.
 
         Raises:
             ModelError: the template refuses the conversation, or renders the prompt differently before a response.
@@ -91,9 +91,8 @@ class ChatTokenizer:
         # A merge over the boundary (two newlines, say) breaks the prefix; the boundary wins, as sampling starts there.
         merged = ids[: len(prompt)] != prompt
         ids = self._encode(whole[len(start) :], after_text=True) if merged else ids[len(prompt) :]
-        if self.end_id in ids:
-            return ids[: ids.index(self.end_id) + 1]
-        return [*self._without_trailing_space(ids), self.end_id]
+        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else self._without_trailing_space(ids)
+        return ids if ids and not ended else [*ids, self.end_id]
 
     def decode_response(self, ids: Sequence[int]) -> str:
         """The text of a response, without its stop token, whatever stands after it, and other control tokens."""

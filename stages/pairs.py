@@ -49,6 +49,9 @@ def load_pairs(job: Job, chat: ChatTokenizer, *, limit: int, min_probability: fl
         (held_out if split.is_held_out(decided[place].prompt) else train).append(row)
     undecided = len(read) - len(decided)
     job.say(encoded.account("preferences", limit) + (f"; {undecided:,} undecided left out" if undecided else ""))
+    cut = sum(decided[place].chosen_cut or decided[place].rejected_cut for place in encoded.kept)
+    if cut:
+        job.say(f"{cut:,} pairs hold a response that was cut off at sample.max_new_tokens: it is learnt without an end")
     job.say(f"{len(train):,} pairs to train on, {len(held_out):,} held out by prompt")
     if not train:
         raise DataError(
@@ -56,5 +59,5 @@ def load_pairs(job: Job, chat: ChatTokenizer, *, limit: int, min_probability: fl
             where="data.held_out",
             advice="hold out fewer, or collect judgements on more prompts",
         )
-    account = {"read": len(read), "undecided": undecided, "overlong": encoded.overlong}
+    account = {"read": len(read), "undecided": undecided, "overlong": encoded.overlong, "cut": cut}
     return Pairs(train, held_out, account | {"train": len(train), "held_out": len(held_out)})

@@ -56,6 +56,15 @@ def test_majority_and_share_by_hand(votes: list[JudgementRow], chosen: str, prob
     assert preference.judgements == sum(v.choice != "skip" for v in votes)
 
 
+@pytest.mark.parametrize(("choice", "cut"), [(A, (False, True)), (B, (True, False))])
+def test_what_was_cut_off_stays_known(choice: int, cut: tuple[bool, bool]) -> None:
+    one = task()
+    responses = (replace(one.responses[0], finish="eos"), replace(one.responses[1], finish="length"))
+    corrected = replace(vote(1, choice), correction="better", corrected_id=10 + B)
+    found, _ = aggregate([replace(one, responses=responses)], [corrected], source="people")
+    assert [(p.chosen_cut, p.rejected_cut) for p in found] == [cut, (False, True)]
+
+
 @pytest.mark.parametrize("votes", [[vote(1, "tie")], [vote(1, A), vote(2, B)], [vote(1, A, sure=0.5)]])
 def test_what_comes_out_even_is_counted_and_left_out(votes: list[JudgementRow]) -> None:
     preferences, summary = aggregate([task()], votes, source="people")

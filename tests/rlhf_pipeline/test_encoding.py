@@ -19,8 +19,8 @@ class Letters:
             raise ModelError("the template refuses it")
         return [ord(letter) for letter in messages[-1].content]
 
-    def encode_response(self, messages: Sequence[Message], response: str) -> list[int]:
-        return [*(ord(letter) for letter in response), 0]
+    def encode_response(self, messages: Sequence[Message], response: str, *, ended: bool = True) -> list[int]:
+        return [*(ord(letter) for letter in response), *([0] if ended else [])]
 
 
 def demonstration(prompt: str, response: str) -> Demonstration:
@@ -56,6 +56,13 @@ def test_a_pair_is_as_long_as_its_longer_side_and_is_never_cut() -> None:
     assert encoded.kept == [1]
     assert encoded.longest == 6
     assert len(encoded.rows[0]) == 4
+
+
+def test_a_response_that_was_cut_off_has_no_end() -> None:
+    pair = Preference(Prompt((Message("user", "a"),)), "b", "c", chosen_cut=True)
+    other = Preference(Prompt((Message("user", "a"),)), "b", "c", rejected_cut=True)
+    encoded = encode_pairs(Letters(), [pair, other], limit=10).rows
+    assert [(row.chosen, row.rejected) for row in encoded] == [([98], [99, 0]), ([98, 0], [99])]
 
 
 def test_refused_conversations_are_named_all_at_once() -> None:

@@ -25,7 +25,7 @@ def test_prompt_id_depends_on_roles_and_text() -> None:
 
 
 def test_round_trips(tmp_path: Path) -> None:
-    preference = Preference(PROMPT, "yes", "no", 0.75, 1.5, "people", 4, {"late": 1})
+    preference = Preference(PROMPT, "yes", "no", 0.75, 1.5, "people", 4, {"late": 1}, rejected_cut=True)
     responses = ResponseSet(PROMPT, (SampledResponse("a", (1, 2), True), SampledResponse("", (3,), False)))
     path = tmp_path / "rows.jsonl"
     assert write_jsonl(path, [preference.to_json(), responses.to_json()]) == 2

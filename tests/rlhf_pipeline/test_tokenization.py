@@ -65,6 +65,7 @@ def test_response_continues_the_prompt_and_ends_with_the_end_token(chats, family
     for response in RESPONSES:
         ids = chat.encode_response(conversation, response)
         assert ids[-1] == chat.end_id
+        assert chat.encode_response(conversation, response, ended=False) == (ids[:-1] or ids), "cut off: no end"
         assert not chat.control_ids & set(ids[:-1]), "nothing but the end token is a control token"
         assert chat.pad_id not in prompt + ids
         expected = response.replace("\ud800", "\ufffd").strip()
