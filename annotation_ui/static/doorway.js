@@ -1,3 +1,4 @@
 // The pages before judging follow the colours that were chosen on it.
-const chosen = localStorage.getItem("rlhf-colours");
-if (chosen) document.documentElement.dataset.colours = chosen;
+import { recall } from "./outbox.js";
+
+document.documentElement.dataset.colours = recall("rlhf-colours") ?? "";

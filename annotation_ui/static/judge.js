@@ -1,7 +1,7 @@
 // Judging: shows the next task at once, answers keys, and keeps every judgement in the browser until the server has
 // confirmed it. Without this script the page's own buttons do the same by Gradio's events.
 import { button, element, speak, speaking, t, time } from "./words.js";
-import { Outbox, post, postOnLeaving, token } from "./outbox.js";
+import { Outbox, post, postOnLeaving, recall, remember, token } from "./outbox.js";
 import { Sheet, choicesOf, isOneStep, savedOf, summary } from "./sheet.js";
 import { View } from "./view.js";
 import { Drawer, Help, Result, colours, keepLanguage, menu } from "./panels.js";
@@ -29,8 +29,7 @@ const named = (what) => `rlhf-${what}-${user.id}`;
 const draftName = (assignment) => `${named("draft")}-${assignment}`;
 
 function draftOf(task) {
-  const kept = localStorage.getItem(draftName(task.assignment));
-  const [here, there] = [kept ? JSON.parse(kept) : null, task.draft];
+  const [here, there] = [recall(draftName(task.assignment)), task.draft];
   return (here?.at ?? 0) >= (there?.at ?? 0) ? here?.content : there.content;
 }
 
@@ -39,8 +38,7 @@ function saveDraft() {
   const content = sheet.content();
   const { assignment } = sheet.task;
   const draft = content && { at: Date.now(), content };
-  if (draft) localStorage.setItem(draftName(assignment), JSON.stringify(draft));
-  else localStorage.removeItem(draftName(assignment));
+  remember(draftName(assignment), draft);
   clearTimeout(saving);
   saving = setTimeout(() => post("/api/v1/drafts", { assignment, draft }).catch(() => null), 800);
 }
@@ -56,15 +54,23 @@ function take(data) {
   show();
 }
 
+function putAway(assignment) {
+  judged.add(assignment);
+  const at = queue.findIndex((task) => task.assignment === assignment);
+  if (at >= 0) queue.splice(at, 1);
+}
+
 function takeBack(task, content = null) {
   judged.delete(task.assignment);
-  if (content) localStorage.setItem(draftName(task.assignment), JSON.stringify({ at: Date.now(), content }));
+  if (content) remember(draftName(task.assignment), { at: Date.now(), content });
   if (!queue.some((one) => one.assignment === task.assignment)) queue.unshift(task);
   show();
 }
 
-function onAnswer({ kind, body, said: answer }, data, wasRefused) {
+function onAnswer({ kind, body, said: answer, taken }, data, wasRefused) {
   if (wasRefused) {
+    if (taken) putAway(taken); // it stays as it was judged
+    show();
     refused.push(t(kind === "undo" ? "said.undo_refused" : "said.refused", { answer, why: data.error }));
     return;
   }
@@ -135,13 +141,11 @@ function decide(byKey, skip = false) {
     if (history.length > 50) history.shift();
   }
   clearTimeout(saving);
-  localStorage.removeItem(draftName(task.assignment));
-  judged.add(task.assignment);
-  const at = queue.findIndex((one) => one.assignment === task.assignment);
-  if (at >= 0) queue.splice(at, 1);
+  remember(draftName(task.assignment), null);
+  putAway(task.assignment);
   revising = null;
   show();
-  outbox.put("judge", body, said);
+  outbox.put("judge", body, { said });
   tell();
 }
 
@@ -150,7 +154,7 @@ function undo() {
   const before = history.pop();
   said = t("said.taken_back");
   if (before) takeBack(before.task, before.content);
-  outbox.put("undo", { client_token: token(), of: before ? before.token : null });
+  outbox.put("undo", { client_token: token(), of: before ? before.token : null }, { taken: before?.task.assignment });
   tell();
 }
 
@@ -324,7 +328,7 @@ function onKey(event) {
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (key === "escape") return onEscape(target);
-  if (target.closest("textarea, select, input:not([type=radio]):not([type=checkbox]), [contenteditable]")) return;
+  if (target.closest("#menu[open], textarea, select, input:not([type=radio]):not([type=checkbox]), [contenteditable]")) return;
   if (pressed(key, target)) event.preventDefault();
 }
 
@@ -341,7 +345,7 @@ function pressed(key, target) {
   if (key === "g") return drawer.toggle("guidelines"), true;
   if (key === "h") return drawer.toggle("history"), true;
   if (key === "x") return exact(), true;
-  if (key === "backspace" && sheet?.groups.length && !revising) return sheet.unrankLast(), changed(), true;
+  if (key === "backspace" && sheet?.groups.length) return sheet.unrankLast(), changed(), true;
   if (key === "u" || key === "backspace") return undo(), true;
   if (!sheet) return false;
   if (key === "enter") return !target.closest("button, a, summary") && !isOneStep(sheet.form) && (submit(true), true);
@@ -377,21 +381,15 @@ function onLetter(key) {
 
 function onOtherTab(event) {
   if (event.key !== outbox.name) return;
-  for (const { kind, body } of outbox.items()) {
-    const at = kind === "judge" ? queue.findIndex((task) => task.assignment === body.assignment) : -1;
-    if (at >= 0) {
-      judged.add(body.assignment);
-      queue.splice(at, 1);
-    }
-  }
+  for (const { kind, body } of outbox.items()) if (kind === "judge") putAway(body.assignment);
   show();
   tell();
 }
 
 function otherTabs(entry) {
-  const tabs = JSON.parse(localStorage.getItem(named("tabs")) || "{}");
+  const tabs = recall(named("tabs")) ?? {};
   for (const [name, at] of Object.entries(tabs)) if (name === tab || Date.now() - at > TAB_MS) delete tabs[name];
-  localStorage.setItem(named("tabs"), JSON.stringify({ ...tabs, ...entry }));
+  remember(named("tabs"), { ...tabs, ...entry });
   return Object.keys(tabs).length;
 }
 
@@ -404,7 +402,7 @@ function renew() {
 // Tasks that nobody looks at any more go to others at once, but for those that were begun.
 function onLeaving() {
   if (otherTabs({}) || !queue.length) return;
-  const untouched = queue.map((task) => task.assignment).filter((id) => !localStorage.getItem(draftName(id)));
+  const untouched = queue.map((task) => task.assignment).filter((id) => !recall(draftName(id)));
   if (untouched.length) postOnLeaving("/api/v1/leases/release", { assignments: untouched });
 }
 

@@ -14,6 +14,28 @@ export function postOnLeaving(path, body) {
   navigator.sendBeacon(path, new Blob([JSON.stringify(body)], { type: "application/json" }));
 }
 
+// localStorage may be full, forbidden or spoilt: then a thing is remembered for as long as the page is open.
+const unkept = new Map();
+
+export function remember(name, value) {
+  try {
+    if (value === null) localStorage.removeItem(name);
+    else localStorage.setItem(name, JSON.stringify(value));
+    unkept.delete(name);
+  } catch {
+    unkept.set(name, value);
+  }
+}
+
+export function recall(name) {
+  if (unkept.has(name)) return unkept.get(name);
+  try {
+    return JSON.parse(localStorage.getItem(name));
+  } catch {
+    return null;
+  }
+}
+
 export const token = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
 export class Outbox {
@@ -27,20 +49,13 @@ export class Outbox {
   }
 
   items() {
-    try {
-      return JSON.parse(localStorage.getItem(this.name)) || [];
-    } catch {
-      return [];
-    }
+    const kept = recall(this.name);
+    return Array.isArray(kept) ? kept : [];
   }
 
-  #keep(items) {
-    localStorage.setItem(this.name, JSON.stringify(items));
-  }
-
-  // said: the answer in words, should it be refused
-  put(kind, body, said = "") {
-    this.#keep([...this.items(), { kind, body, said }]);
+  // about: what is not for the server: the answer in words, the task that was taken back
+  put(kind, body, about = {}) {
+    remember(this.name, [...this.items(), { kind, body, ...about }]);
     this.flush();
   }
 
@@ -59,7 +74,7 @@ export class Outbox {
         const answer = await post(kind === "undo" ? "/api/v1/undo" : "/api/v1/judgements", body);
         if (!this.hear(answer)) return;
         const data = await answer.json();
-        this.#keep(this.items().filter((one) => one.body.client_token !== body.client_token));
+        remember(this.name, this.items().filter((one) => one.body.client_token !== body.client_token));
         this.onAnswer(items[0], data, !answer.ok);
       }
     } catch {

@@ -1,7 +1,7 @@
 // What stands beside the task: guidelines and one's own past judgements in a drawer, the keys and a result in dialogs,
 // the menu with language, colours and signing out.
 import { button, element, speaking, t, time } from "./words.js";
-import { post } from "./outbox.js";
+import { post, recall, remember } from "./outbox.js";
 import { isOneStep, summary } from "./sheet.js";
 
 const WITHOUT_CHOICES = ["X", "G", "H", "?", "Esc"];
@@ -160,9 +160,8 @@ export class Result {
 
 const CHOSEN = "rlhf-colours"; // "light" or "dark"; without it the system's
 
-export function colours(chosen = localStorage.getItem(CHOSEN) || "") {
-  if (chosen) localStorage.setItem(CHOSEN, chosen);
-  else localStorage.removeItem(CHOSEN);
+export function colours(chosen = recall(CHOSEN) ?? "") {
+  remember(CHOSEN, chosen || null);
   const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.colours = chosen;
   document.body.classList.toggle("dark", dark); // Gradio's own

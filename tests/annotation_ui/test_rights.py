@@ -25,6 +25,7 @@ TABLE = [
     ("POST", "/login", OPEN),
     ("GET", "/app/page.css", OPEN),
     ("GET", "/app/doorway.js", OPEN),
+    ("GET", "/app/outbox.js", OPEN),
     ("GET", "/favicon.ico", OPEN),
     ("GET", "/invite/abcdefghijkl", OPEN),
     ("POST", "/invite/abcdefghijkl", OPEN),

@@ -20,6 +20,15 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 
 
+def faults_in_both(page: Any) -> list[str]:
+    """What axe-core finds, in light and in dark."""
+    found = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found += [f"{scheme}: {fault}" for fault in faults(page)]
+    return found
+
+
 def faults(page: Any) -> list[str]:
     """What axe-core finds, but for remarks on best practice."""
     page.wait_for_timeout(200)  # colours fade in
@@ -30,53 +39,52 @@ def faults(page: Any) -> list[str]:
     return [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:200]}" for v in found["violations"]]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_on_the_judging_page(serve: Callable[..., Site], tmp_path: Path, scheme: str) -> None:
+def test_axe_finds_nothing_on_the_judging_page(serve: Callable[..., Site], tmp_path: Path) -> None:
     text = "# Title\n\n- one\n- `two`\n\n```py\nx = 1\n```\n\n| a | b |\n|---|---|\n| $x^2$ | 2 |\n\n> quoted"
     site = serve(*make_round(tmp_path, [(f"{text} {i}", f"other {i}") for i in range(3)], form=QUESTIONS))
-    page = site.page("Ann", context=site.context(color_scheme=scheme))
+    page = site.page("Ann")
     page.wait_for_selector(READY)
-    assert faults(page) == []
+    assert faults_in_both(page) == []
     for key in ("1", "1", "2", "e", "Escape", "Enter"):  # chosen, partly answered, correcting, something missing
         page.keyboard.press(key)
-    assert faults(page) == []
+    assert faults_in_both(page) == []
     page.keyboard.press("Escape")
     for opened in ("g", "h", "?"):
         page.keyboard.press(opened)
         page.wait_for_timeout(200)
-        assert faults(page) == []
+        assert faults_in_both(page) == []
         page.keyboard.press("Escape")
     page.click("#menu summary")
-    assert faults(page) == []
+    assert faults_in_both(page) == []
+    page.keyboard.press("Escape")
     for _ in range(3):
         press(page, "s")
     page.wait_for_selector("#screen.empty")
-    assert faults(page) == []
+    assert faults_in_both(page) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_on_the_other_pages(serve: Callable[..., Site], tmp_path: Path, scheme: str) -> None:
+def test_axe_finds_nothing_on_the_other_pages(serve: Callable[..., Site], tmp_path: Path) -> None:
     form = Form(kind="ranking", all_bad=True, flags=("private",))
     site = serve(*make_round(tmp_path, [("one", "two", "three", "سلام")], form=form), accounts=False)
-    page = site.blank(context=site.context(color_scheme=scheme, locale="fa"))
+    page = site.blank(context=site.context(locale="fa"))
     page.goto(f"{site.url}login")
-    assert faults(page) == []
+    assert faults_in_both(page) == []
     page.fill("#name", "x" * 3 + "\u202e")
     page.click("button")
     page.wait_for_selector(".error:not(:empty)")
-    assert faults(page) == []
+    assert faults_in_both(page) == []
     token = site.store.people.invite("annotator", by=None)
     page.goto(f"{site.url}invite/{token}")
-    assert faults(page) == []
+    assert faults_in_both(page) == []
     page.goto(site.url)
     page.fill("#name", "مینا")
     page.click("button")
     page.wait_for_selector(READY)
     for key in ("2", "=", "1"):
         page.keyboard.press(key)
-    assert faults(page) == []
+    assert faults_in_both(page) == []
     page.goto(f"{site.url}password")
-    assert faults(page) == []
+    assert faults_in_both(page) == []
 
 
 @pytest.mark.parametrize("scripted", [True, False])

@@ -130,6 +130,26 @@ def test_undo_brings_what_was_entered_back(serve: Callable[..., Site], tmp_path:
     assert (row.response_id, row.comment) == (row.left_id, "long and careful")
 
 
+def test_judging_goes_on_where_the_browser_keeps_nothing(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 5, form=Form(comment=True)))
+    page = site.blank()
+    page.add_init_script("Storage.prototype.setItem = () => { throw new Error('full') }")
+    page.add_init_script("localStorage.__proto__.getItem = () => '{spoilt'")
+    page.goto(site.url)
+    page.fill("#name", "Ann")
+    page.click("button")
+    page.wait_for_selector(READY)
+    page.context.set_offline(True)
+    press(page, "1", "Enter")
+    page.fill("#comment", "kept")
+    page.keyboard.press("Escape")
+    press(page, "2", "Enter")
+    page.wait_for_selector("text=2 waiting to be sent")
+    page.context.set_offline(False)
+    sent(page)
+    assert [row.comment for row in site.store.judgements(site.round_id)] == [None, "kept"]
+
+
 def test_looking_back_and_changing_an_answer(serve: Callable[..., Site], tmp_path: Path) -> None:
     site = serve(*make_round(tmp_path, 6))
     page = site.page("Ann")
@@ -171,6 +191,12 @@ def test_an_answer_that_can_no_longer_be_changed_offers_no_change(serve: Callabl
     page.keyboard.press("h")
     page.wait_for_selector("text=can no longer be changed")
     assert page.locator("[id^=revise-]").count() == 0
+    at = task_of(page)
+    page.keyboard.press("u")  # what the server refuses is said, and judging goes on where it was
+    page.wait_for_selector("text=Undo was refused")
+    assert task_of(page) == at
+    [row] = site.store.judgements(site.round_id)
+    assert row.choice == "response"
 
 
 def test_guidelines_beside_the_task_are_the_newest(serve: Callable[..., Site], tmp_path: Path) -> None:
