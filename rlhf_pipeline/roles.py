@@ -46,6 +46,14 @@ class _Role:
     head: nn.Linear | None = None
 
 
+def _adapter(name: str) -> str:
+    """What PEFT calls a role's adapter.
+
+    PEFT finds an adapter's tensors by its name anywhere in theirs, and BERT has layers called ``value``.
+    """
+    return f"role_{name}"
+
+
 class Roles:
     """Adapters by name on one base. At rest no adapter is active; inside :meth:`use` exactly one is.
 
@@ -219,9 +227,9 @@ class Roles:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PEFT tells what it has corrected by itself
                 if self._model is None:
-                    self._model = PeftModel(self.base, config, adapter_name=name)
+                    self._model = PeftModel(self.base, config, adapter_name=_adapter(name))
                 else:
-                    self._model.add_adapter(name, config)
+                    self._model.add_adapter(_adapter(name), config)
         except ValueError as error:  # no such layers, or not of a kind that can have an adapter
             if folder is not None:
                 raise ArtifactError(f"the adapter does not fit this base model: {error}", where=str(folder)) from None
@@ -231,7 +239,7 @@ class Roles:
     def _config(self, name: str) -> LoraConfig:
         """As PEFT resolved it on this base: ``all-linear`` has become the layers' names."""
         assert self._model is not None
-        return cast(LoraConfig, self._model.peft_config[name])
+        return cast(LoraConfig, self._model.peft_config[_adapter(name)])
 
     def _load(self, name: str, state: dict[str, Tensor], source: str) -> None:
         assert self._model is not None
@@ -245,7 +253,7 @@ class Roles:
                 advice="use the base model that it was trained on",
             )
         try:
-            set_peft_model_state_dict(self._model, state, adapter_name=name)
+            set_peft_model_state_dict(self._model, state, adapter_name=_adapter(name))
         except RuntimeError as error:  # shapes differ
             raise ArtifactError(f"the adapter does not fit this base model: {error}", where=source) from None
 
@@ -262,18 +270,18 @@ class Roles:
     def _switch(self, name: str | None) -> None:
         for layer in self._layers:
             layer._disable_adapters = name is None
-            layer._active_adapter = [] if name is None else [name]
+            layer._active_adapter = [] if name is None else [_adapter(name)]
         self._active = name
 
     def _file_state(self, name: str) -> dict[str, Tensor]:
         """The adapter's tensors under PEFT's file names (without the adapter's own name)."""
-        state = get_peft_model_state_dict(self._model, adapter_name=name, save_embedding_layers=False)
+        state = get_peft_model_state_dict(self._model, adapter_name=_adapter(name), save_embedding_layers=False)
         return cast(dict[str, Tensor], state)
 
     def _named(self, name: str) -> dict[str, Parameter]:
-        mark = f".{name}."
+        mark = f".{_adapter(name)}."
         found = {k: p for k, p in self.base.named_parameters() if "lora_" in k and mark in f"{k}."}
-        return {key.replace(mark, ".").removesuffix(f".{name}"): found[key] for key in sorted(found)}
+        return {key.replace(mark, ".").removesuffix(f".{_adapter(name)}"): found[key] for key in sorted(found)}
 
 
 def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

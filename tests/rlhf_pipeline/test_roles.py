@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
@@ -74,6 +75,27 @@ def test_copies_start_equal_and_fresh_adapters_are_the_base() -> None:
     assert torch.equal(roles.named_parameters("value")["head.weight"], roles.named_parameters("reward")["head.weight"])
     roles.add("new", lora=LORA)
     assert torch.equal(outputs(roles, "new"), outputs(roles, None))
+
+
+def test_layers_with_the_names_of_roles(tmp_path: Path) -> None:
+    """BERT's attention has a layer ``value``: a role of that name takes and saves its own tensors, as the others do."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=64, is_decoder=True, **shape)
+    torch.manual_seed(0)
+    roles = Roles(transformers.AutoModelForCausalLM.from_config(config))
+    names = ("reference", "policy", "reward", "value")
+    for seed, name in enumerate(names):
+        roles.add(name, lora=LORA, trainable=name in ("policy", "value"))
+        scramble(roles, name, seed)
+    own = {name: {id(p) for p in roles.parameters(name)} for name in names}
+    assert {len(ids) for ids in own.values()} == {26}, "two tensors for each of 6 layers in 2 blocks, and the head's"
+    assert len(set.union(*own.values())) == 4 * 26
+    roles.add("copy", copy_of="value")
+    assert torch.equal(outputs(roles, "copy"), outputs(roles, "value"))
+    for name in names:
+        roles.save(name, tmp_path / name)
+        roles.add(f"{name} again", folder=tmp_path / name)
+        assert torch.equal(outputs(roles, f"{name} again"), outputs(roles, name))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -189,15 +211,13 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ZeroDivisionError), roles.use("policy"):
         raise ZeroDivisionError
     assert torch.equal(outputs(roles, None), outputs(Roles(tiny("llama")), None))  # an error leaves no adapter active
-    next(layer for layer in roles._layers).merge(adapter_names=["policy"])
+    next(layer for layer in roles._layers).merge(adapter_names=["role_policy"])
     with pytest.raises(RuntimeError, match="merged"), roles.use("reference"):
         pass
 
 
 def test_a_reward_adapter_of_peft_is_read_without_its_head(tmp_path: Path) -> None:
     """SEQ_CLS, as TRL's trainer saves it: same hidden states and same scores from the causal model's base."""
-    import transformers
-
     causal = tiny("llama")
     classifier = transformers.LlamaForSequenceClassification(causal.config)
     classifier.config.num_labels = 1
