@@ -155,6 +155,7 @@ def locked(run_folder: Path) -> Iterator[None]:
                 where=str(run_folder),
                 advice="wait for it, or use another run.folder",
             ) from None
+        note_running(run_folder, [])  # at once: who comes in the first seconds is told the number too
         try:
             yield
         finally:

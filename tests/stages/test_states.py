@@ -6,6 +6,7 @@ The stages themselves are replaced by small functions here; `test_chain.py` runs
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -370,6 +371,11 @@ def test_one_run_at_a_time_and_status_sees_it(run_of, tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
     assert states(settings)["sft"] == "missing", "a lock dies with its process"
+
+
+def test_who_holds_the_folder_is_known_from_the_start(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()} is running"), locked(tmp_path):
+        pass
 
 
 def test_the_lock_is_released_by_an_error(tmp_path: Path) -> None:
