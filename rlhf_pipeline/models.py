@@ -275,8 +275,27 @@ def lora_config(lora: LoraSection, *, task: str) -> LoraConfig:
 def add_adapter(loaded: PreTrainedModel, lora: LoraSection, *, task: str) -> PeftModel:
     """A new trainable adapter named ``default``, which changes nothing yet; with its head for ``SEQ_CLS``."""
     require_targets(loaded, lora)
-    with quiet():
+    with quiet(), adapter_refusals():
         return _peft(loaded, lora_config(lora, task=task))
+
+
+@contextlib.contextmanager
+def adapter_refusals() -> Iterator[None]:
+    """Around making an adapter: say what PEFT refuses in our words.
+
+    Raises:
+        ConfigError: the adapter is to have dropout on the experts of a mixture, which are one tensor.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "lora_dropout" not in str(error):
+            raise
+        raise ConfigError(
+            "this model's experts are one tensor, on which an adapter can have no dropout",
+            where="lora.dropout",
+            advice="lora.dropout: 0, or name the layers in lora.targets, e.g. [q_proj, k_proj, v_proj, o_proj]",
+        ) from None
 
 
 def require_targets(loaded: PreTrainedModel, lora: LoraSection) -> None:

@@ -58,7 +58,7 @@ def run(job: Job) -> dict[str, Any]:
     steps = training.plan(
         config, [len(ids) for ids in rows["input_ids"]], seed=job.seed, micro=1 if config.packing else None
     )
-    with training.quiet():
+    with training.quiet(), models.adapter_refusals():
         trainer = training.SftTrainer(
             model=base,
             args=training.arguments(

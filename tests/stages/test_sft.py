@@ -75,6 +75,17 @@ def test_unusable_prompts_that_only_the_split_reads_are_named_too(tmp_path, data
     assert len(report.read_text().splitlines()) == 30
 
 
+def test_dropout_on_a_mixture_of_experts_is_refused_in_our_words(tmp_path, data):
+    model = tiny_models.make("mixtral", tmp_path / "base")
+    config = sft.Config(**FAST, lora={"rank": 2, "dropout": 0.1})
+    with pytest.raises(ConfigError, match=r"lora.dropout: .*experts"):
+        sft.run(job(config, model, tmp_path / "sft", data=data))
+    with pytest.raises(ConfigError, match=r"lora.dropout: .*experts"):
+        models.add_adapter(models.load_causal_lm(model, device="cpu"), config.lora, task="CAUSAL_LM")
+    named = sft.Config(**FAST, lora={"rank": 2, "dropout": 0.1, "targets": ["q_proj", "v_proj"]})
+    assert sft.run(job(named, model, tmp_path / "named", data=data))["steps"] == 4
+
+
 def test_loss_is_on_responses_only():
     from rlhf_pipeline.encoding import EncodedDemonstration
 
