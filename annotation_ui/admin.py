@@ -84,15 +84,25 @@ def admin_page(store: JudgementStore, *, accounts: bool = True) -> gr.Blocks:
     return page
 
 
-def _on(trigger: Any, act: Callable[..., Sequence[Any]], inputs: list[Any], said: Any, outputs: list[Any]) -> None:
+def _on(
+    trigger: Any,
+    act: Callable[..., Sequence[Any]],
+    inputs: list[Any],
+    said: Any,
+    outputs: list[Any],
+    *,
+    with_site: bool = False,
+) -> None:
     """Call ``act(user id, inputs)`` on an event; it gives a sentence to say and the outputs' values.
 
-    What is refused is said, and everything stays as it was.
+    What is refused is said, and everything stays as it was. ``with_site`` puts the address under which the browser
+    knows the site after the user's id; the guard has seen to it that it is ours.
     """
 
     def event(request: gr.Request, *given: Any) -> tuple[Any, ...]:
         try:
-            text, *values = act(int(request.username or 0), *given)
+            site = [str(request.headers.get("origin", ""))] if with_site else []
+            text, *values = act(int(request.username or 0), *site, *given)
         except PipelineError as error:
             refused = f"{error.what}. {error.advice}" if error.advice else error.what
             return notice(refused, good=False), *(gr.skip() for _ in outputs)
@@ -264,9 +274,9 @@ class _People:
             choices = [(p.name, p.id) for p in people if p.role in ROLES]
             return record_views.people(people), gr.update(choices=choices)
 
-        def invite(user_id: int, role: str, days: float | None) -> tuple[Any, ...]:
+        def invite(user_id: int, site: str, role: str, days: float | None) -> tuple[Any, ...]:
             path = desk.invite(user_id, role, int(days or 0))
-            return "", record_views.invitation(path, int(days or 0)), *everybody(user_id)
+            return "", record_views.invitation(f"{site}{path}", int(days or 0)), *everybody(user_id)
 
         def act(user_id: int, person_id: int | None, change: str | None) -> tuple[Any, ...]:
             if person_id is None or not change:
@@ -275,7 +285,7 @@ class _People:
 
         shown_ = [self.sheet, self.pick]
         _on(tab.select, lambda user_id: ("", "", *everybody(user_id)), [], said, [self.link, *shown_])
-        _on(self.invite.click, invite, [self.role, self.days], said, [self.link, *shown_])
+        _on(self.invite.click, invite, [self.role, self.days], said, [self.link, *shown_], with_site=True)
         _on(self.apply.click, act, [self.pick, self.change], said, shown_)
         _on(self.sign_out.click, lambda user_id, who: act(user_id, who, "sign out"), [self.pick], said, shown_)
 

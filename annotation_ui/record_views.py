@@ -149,13 +149,13 @@ def people(everybody: Sequence[Person]) -> str:
     )
 
 
-def invitation(path: str, days: int) -> str:
+def invitation(address: str, days: int) -> str:
     """The link that is to be handed on; it is shown once."""
     html = Markup(
-        '<div class="sheet"><div class="notice good">Copy the address of <a href="{}" class="link">this invitation</a> '
-        "and hand it on. It makes one account, within {} days, and is shown only now.</div></div>"
+        '<div class="sheet"><div class="notice good">Hand this address on. It makes one account, within {} days, '
+        'and is shown only now.<code class="link">{}</code></div></div>'
     )
-    return block(html.format(path, days))
+    return block(html.format(days, address))
 
 
 def audit(events: Sequence[Event]) -> str:

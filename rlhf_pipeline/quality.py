@@ -87,11 +87,14 @@ class QualityReport:
 
 
 def round_quality(store: JudgementStore, round_id: int, *, now: int | None = None) -> QualityReport:
-    """The quality report of a round of an open store."""
+    """The quality report of a round of an open store.
+
+    Raises:
+        StoreError: there is no such round.
+    """
     now = round(time.time() * 1000) if now is None else now
-    [terms] = [r for r in store.rounds() if r.id == round_id]
     return quality_report(
-        terms, store.tasks(round_id), store.judgements(round_id), store.progress(round_id, now), now=now
+        store.round(round_id), store.tasks(round_id), store.judgements(round_id), store.progress(round_id, now), now=now
     )
 
 

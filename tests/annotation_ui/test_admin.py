@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Caller:
     """What an event learns of who is calling."""
 
     username: str
+    headers: dict[str, str] = field(default_factory=lambda: {"origin": "https://judge.example"})
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_an_invitation_is_shown_once(planted: tuple[JudgementStore, int]) -> Non
     who = Caller(str(store.people.add("Ida", "admin")))
     known = events(admin_page(store))
     shown = known["invite.click"].fn(who, "reader", 7.0)[1]
-    token = re.search(r'href="/invite/([\w-]+)"', shown).group(1)  # type: ignore[union-attr]
+    token = re.search(r">https://judge\.example/invite/([\w-]+)<", shown).group(1)  # type: ignore[union-attr]
     assert store.people.invited(token).role == "reader"  # type: ignore[union-attr]
     assert token not in "".join(map(str, known["People.select"].fn(who)))
 
@@ -251,8 +252,6 @@ def test_the_report_in_words(planted: tuple[JudgementStore, int]) -> None:
 
 def test_an_answer_in_words() -> None:
     _, [task], [row, _] = hostile_rows()
-    from dataclasses import replace
-
     assert said(task, replace(row, response_id=2, strength=3)) == "Response 2, much better"
     assert said(task, replace(row, choice="tie", response_id=None)) == "Tie"
     assert said(task, replace(row, choice="ranking", response_id=None, ranking=((2,), (1,)))) == "2 > 1"
@@ -278,7 +277,7 @@ def test_small_pieces() -> None:
     assert 'role="alert"' in notice("x", good=False)
     assert 'role="status"' in notice("x")
     assert block(table(("a",), [("b\nc",)])).count("&#10;") == 1
-    assert 'href="/invite/tok"' in invitation("/invite/tok", 7)
+    assert ">https://a.b/invite/tok<" in invitation("https://a.b/invite/tok", 7)
     _, [task], _ = hostile_rows()
     assert len(task_label(task, None)) < 80
     assert "@media (prefers-color-scheme: dark)" in HEAD

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from rlhf_pipeline.agreement import NO_RATINGS, ONE_RATER
-from rlhf_pipeline.quality import QualityReport, quality_report
-from rlhf_pipeline.store.records import Attribute, Form, JudgementRow, TaskRow
+from rlhf_pipeline.agreement import NO_RATINGS, ONE_RATER, krippendorff_alpha
+from rlhf_pipeline.errors import StoreError
+from rlhf_pipeline.quality import QualityReport, comparisons_of, quality_report, round_quality
+from rlhf_pipeline.records import Message, Prompt
+from rlhf_pipeline.store import JudgementStore
+from rlhf_pipeline.store.records import Attribute, Form, JudgementRow, NewResponse, NewTask, TaskRow
 from tests.rlhf_pipeline.made_up_round import DAY, NOW, planted, progress, said, task, terms
 
 
@@ -90,16 +95,16 @@ def test_every_question_of_the_form_has_its_agreement() -> None:
 
 def test_how_much_better_takes_its_distance_from_strength() -> None:
     tasks = [task(n, "x", "y") for n in (1, 2)]
-    near = [said(1, 1, "ann", 1, strength=1), said(2, 1, "bob", "tie"), said(3, 2, "ann", 2, strength=3)]
+    near = [said(1, 1, "ann", 1, strength=1), said(2, 1, "bob", 1, strength=2), said(3, 2, "ann", 2, strength=3)]
     near += [said(4, 2, "bob", 2, strength=3)]
-    far = [replace(near[0], strength=3), said(2, 1, "bob", 2, strength=3), *near[2:]]
+    far = [near[0], replace(near[1], strength=3), near[2], replace(near[3], strength=1)]
     values = [
         value(report(tasks, rows, Form(strength=True)), "How much better", "Krippendorff's α, ordinal")
         for rows in (near, far)
     ]
     assert values[0] is not None
     assert values[1] is not None
-    assert values[0] > values[1]
+    assert 1 > values[0] > values[1]
 
 
 def test_rankings_agree_pair_by_pair() -> None:
@@ -111,6 +116,71 @@ def test_rankings_agree_pair_by_pair() -> None:
     found = report(tasks, rows, Form(kind="ranking"))
     assert value(found, "Which is better", "share that agrees") == pytest.approx(2 / 3)
     assert found.disagreements[0].answers == (("response", 11, 2),)
+    tied = [replace(row, ranking=((11, 12), (13,))) for row in rows[:1]] + rows[1:]
+    assert report(tasks, tied).disagreements[0].answers == (("tie", None, 1), ("response", 11, 1))
+
+
+def test_what_hangs_together_is_drawn_together() -> None:
+    """The comparisons of one ranking, and the ratings of the responses to one prompt."""
+    form = Form(kind="ranking", rules=("rude",), attributes=(Attribute("helpful"),))
+    tasks = [task(n, "x", "y", "z") for n in range(1, 9)]
+    rows = [
+        said(
+            100 * len(who) + n,
+            n,
+            who,
+            "ranking",
+            ranking=tuple((10 * n + place,) for place in ((1, 2, 3) if (n + len(who)) % 3 else (3, 1, 2))),
+            ratings={10 * n + place: {"helpful": 1 + (n * place + len(who)) % 5} for place in (1, 2, 3)},
+            rules={10 * n + place: ("rude",) if (n + place + len(who)) % 4 == 0 else () for place in (1, 2, 3)},
+        )
+        for who in ("ann", "bobby")
+        for n in range(1, 9)
+    ]
+    found = {m.question: m.estimate for m in report(tasks, rows, form).measures if "Krippendorff" in m.name}
+    given = comparisons_of({t.id: t for t in tasks}, rows)
+    assert found["Which is better"] == krippendorff_alpha(given, groups={pair: pair[0] for pair in given})
+    for name, level, answer in (
+        ("helpful", "ordinal", lambda row, r: row.ratings[r]["helpful"]),
+        ("rude", "nominal", lambda row, r: "rude" in row.rules[r]),
+    ):
+        each = {(n, 10 * n + p): {} for n in range(1, 9) for p in (1, 2, 3)}
+        for row in rows:
+            for r in row.ratings:
+                each[row.task_id, r][row.user_id] = answer(row, r)
+        assert found[name] == krippendorff_alpha(each, level, groups={item: item[0] for item in each})
+
+
+def test_the_most_judged_of_equally_split_tasks_comes_first() -> None:
+    tasks = [task(n, "x", "y") for n in (1, 2)]
+    rows = [said(n, 1, who, a) for n, (who, a) in enumerate([("ann", 1), ("bob", 2), ("cem", "skip")], 1)]
+    rows += [said(n, 2, who, a) for n, (who, a) in enumerate([("ann", 1), ("bob", 2), ("cem", "tie")], 11)]
+    rows += [said(21, 1, "dan", 1, purpose="gold")]
+    found = report(tasks, rows).disagreements
+    assert [(d.task_id, d.agreement, d.judgements) for d in found] == [(2, 0, 3), (1, 0, 2)]
+
+
+def test_known_answers_count_for_reliability() -> None:
+    tasks = [task(n, "x", "y", gold=1) for n in range(1, 11)]
+    rows = [said(100 * len(who) + n, n, who, 1, purpose="gold") for who in ("ann", "bobby") for n in range(1, 11)]
+    [ann, _] = report(tasks, rows).annotators
+    assert ann.reliability is not None
+    assert ann.reliability.n == 10
+
+
+def test_a_round_of_a_store(tmp_path: Path) -> None:
+    store = JudgementStore.open(tmp_path / "judgements.db")
+    round_id = store.open_round("people", overlap=2, seed=0, source_digest="d", lease_seconds=60)
+    store.open_round("other", overlap=2, seed=0, source_digest="d", lease_seconds=60)
+    store.add_tasks(round_id, [NewTask(Prompt((Message("user", "q"),)), (NewResponse("x"), NewResponse("y")))])
+    before = time.time() * 1000
+    found = round_quality(store, round_id)
+    assert before - 1 <= found.at <= time.time() * 1000 + 1
+    assert (found.round_id, found.progress.wanted) == (round_id, 2)
+    assert round_quality(store, round_id, now=7).at == 7
+    with pytest.raises(StoreError):
+        round_quality(store, 99)
+    store.close()
 
 
 def test_kappa_of_two_people_needs_enough_in_common() -> None:
