@@ -113,6 +113,11 @@ def annotate(
 
     chosen = settings.load(_run_folder(folder))
     round_id = collect.open_for_people(chosen, folder)
+    if chosen.collect.judges != "people":
+        print(
+            f"note: this run learns from {chosen.collect.judges} judgements; what you judge is kept beside them, and\n"
+            f"      learnt from with: {_command('run', folder)} --set collect.judges=people"
+        )
     from annotation_ui.app import serve
 
     store_url = collect.store_url(chosen.collect, folder)

@@ -12,6 +12,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -28,10 +29,12 @@ from stages.job import Job
 from stages.rounds import FormSection, digest, open_round
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from rlhf_pipeline.artifacts import Artifact
     from rlhf_pipeline.records import Preference
     from rlhf_pipeline.store import JudgementStore
-    from rlhf_pipeline.store.records import Answer, Assignment, NewTask
+    from rlhf_pipeline.store.records import Answer, Assignment, NewTask, Progress
     from stages.settings import Settings
 
 _BATCH = 64  # judgements of a simulated annotator in one transaction
@@ -126,6 +129,7 @@ def run(job: Job) -> dict[str, Any]:
         if config.judges == "people":
             _wait_for_people(job, store, round_id)
         tasks, judgements = store.tasks(round_id), store.judgements(round_id)
+        seen = {"round": round_id, "last_judgement": _last_judgement(store, round_id)}
     finally:
         store.close()
     preferences, summary = aggregate(tasks, judgements, source=config.judges)
@@ -147,7 +151,51 @@ def run(job: Job) -> dict[str, Any]:
         f"{summary.judgements:,} judgements by {summary.annotators} of {summary.pairs:,} pairs → "
         f"{summary.preferences:,} preferences, {summary.ties:,} ties{agreement}"
     )
-    return summary.to_json()
+    return summary.to_json() | seen
+
+
+def judged_since(config: Config, run_folder: Path, metrics: Mapping[str, Any]) -> str | None:
+    """That people have judged, revised or taken back since the stage was complete; None where they have not."""
+    if config.judges != "people" or "last_judgement" not in metrics:
+        return None
+    with _looking(config, run_folder) as store:
+        if store is None or _last_judgement(store, metrics["round"]) == metrics["last_judgement"]:
+            return None
+        return "people have judged, revised or taken back since"
+
+
+def still_needed(config: Config, run_folder: Path) -> str | None:
+    """What people have still to do, as the store has it now; None where it cannot be asked."""
+    with _looking(config, run_folder) as store:
+        rounds = [one.id for one in store.rounds() if one.name == "people"] if store is not None else []
+        return _needed(store.progress(rounds[-1])) if store is not None and rounds else None
+
+
+@contextlib.contextmanager
+def _looking(config: Config, run_folder: Path) -> Iterator[JudgementStore | None]:
+    """The store for a look at it; None where there is none, or it cannot be opened: that is said when it is needed."""
+    from rlhf_pipeline.errors import StoreError
+    from rlhf_pipeline.store import JudgementStore
+
+    url = store_url(config, run_folder)
+    if "://" not in url and not Path(url).is_file():
+        yield None
+        return
+    try:
+        store = JudgementStore.open(url)
+    except StoreError:
+        yield None
+        return
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _last_judgement(store: JudgementStore, round_id: int) -> int:
+    """The newest row, be it a revision or an answer taken back; known answers and repeats move nothing."""
+    rows = store.judgements(round_id, all_revisions=True)
+    return max((row.id for row in rows if row.purpose in ("judge", "adjudicate")), default=0)
 
 
 def store_url(config: Config, run_folder: Path) -> str:
@@ -195,12 +243,18 @@ def _wait_for_people(job: Job, store: JudgementStore, round_id: int) -> None:
     progress = store.progress(round_id)
     if not progress.remaining:
         return
-    done, people = progress.wanted - progress.remaining, len(progress.annotators)
     raise WaitingForPeople(
-        f"{progress.remaining:,} of {progress.wanted:,} judgements are still needed "
-        + (f"({done:,} made, by {people} {'person' if people == 1 else 'people'})" if done else "(none made yet)"),
+        _needed(progress),
         advice=f"rlhf annotate {job.run_folder}    then    rlhf run {job.run_folder}",
     )
+
+
+def _needed(progress: Progress) -> str:
+    if not progress.remaining:
+        return f"all {progress.wanted:,} judgements are made"
+    done, people = progress.wanted - progress.remaining, len(progress.annotators)
+    made = f"{done:,} made, by {people} {'person' if people == 1 else 'people'}" if done else "none made yet"
+    return f"{progress.remaining:,} of {progress.wanted:,} judgements are still needed ({made})"
 
 
 def _simulate(job: Job, store: JudgementStore, round_id: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rlhf_pipeline.artifacts import Artifact, find_damage, open_artifact, source_digest, write_atomically
 from rlhf_pipeline.config import is_known, without_effect
 from rlhf_pipeline.errors import ArtifactError, UsageError
-from stages import BY_NAME, Stage
+from stages import BY_NAME, Stage, collect
 from stages.settings import Settings
 
 State = Literal["missing", "waiting", "running", "interrupted", "failed", "complete", "stale", "damaged"]
@@ -70,7 +70,8 @@ def inspect_stage(
     if stage.name in running:
         return StageState(stage.name, "running")
     if (partial / WAITING).is_file():
-        return StageState(stage.name, "waiting", (_noted(partial / WAITING),))
+        now = collect.still_needed(settings.collect, run_folder) if stage.name == "collect" else None
+        return StageState(stage.name, "waiting", (now or _noted(partial / WAITING),))
     if (partial / FAILED).is_file():
         return StageState(stage.name, "failed", (_noted(partial / FAILED),))
     if (partial / FINGERPRINT).is_file():
@@ -107,6 +108,9 @@ def _inspect_finished(
     for source in settings.data_sources(stage):
         if artifact.manifest.data.get(source) != source_digest(source):
             reasons.append(f"the data in {source} changed")
+    if stage.name == "collect" and not reasons:
+        news = collect.judged_since(settings.collect, folder.parent, artifact.manifest.metrics)
+        reasons += [news] if news else []
     return StageState(stage.name, "stale" if reasons else "complete", tuple(dict.fromkeys(reasons)), artifact)
 
 

@@ -268,3 +268,35 @@ def test_the_next_command_is_called_as_this_program_was(tmp_path: Path) -> None:
             [script, "status", run], capture_output=True, text=True, env={**os.environ, "PATH": path}
         )
         assert f"next: {called} run '{run}'" in shown.stdout
+
+
+def test_a_run_notices_what_people_do_after_it_has_read_their_judgements(tmp_path: Path) -> None:
+    from rlhf_pipeline.store import JudgementStore
+    from rlhf_pipeline.store.records import Answer
+
+    people = {"run": {"stages": ["sft", "sample", "collect"]}, "collect": {"judges": "people", "max_pairs": 3}}
+    settings, run = write_config(tmp_path, people), tmp_path / "run"
+
+    def state() -> tuple[str, str]:
+        collect = json.loads(rlhf("status", run, "--json").out)["stages"]["collect"]
+        return collect["state"], " ".join(collect["reasons"])
+
+    assert rlhf("run", settings).code == 3
+    assert state() == ("waiting", "3 of 3 judgements are still needed (none made yet)")
+    store = JudgementStore.open(run / "judgements.db")
+    [round_id], user = [one.id for one in store.rounds()], store.user("Ada")
+    for number, held in enumerate(store.lease(round_id, user, 3)):
+        made = f"{number} made, by 1 person" if number else "none made yet"
+        assert state() == ("waiting", f"{3 - number} of 3 judgements are still needed ({made})")
+        store.submit(user, Answer(f"token-{number}", held.id, "response", held.responses[0].id))
+    assert state() == ("waiting", "all 3 judgements are made")
+    assert rlhf("run", settings).code == 0
+    assert state() == ("complete", "")
+
+    held = store.undo(round_id, user, "token-undo")
+    assert held is not None
+    assert state() == ("stale", "people have judged, revised or taken back since")
+    store.submit(user, Answer("token-again", held.id, "response", held.responses[1].id))
+    assert rlhf("run", settings).code == 0
+    assert state() == ("complete", "")
+    store.close()
