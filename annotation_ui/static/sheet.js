@@ -21,6 +21,8 @@ export function isOneStep(form) {
   return form.kind === "pair" && !form.rules.length && !form.attributes.length && !form.correction && !form.comment;
 }
 
+const short = (text) => (text.length > 60 ? `${text.slice(0, 60)}…` : text);
+
 export class Sheet {
   // saved: what content() gave before, or null
   constructor(task, saved) {
@@ -120,10 +122,10 @@ export class Sheet {
     } else if (!this.choice) found.push({ text: t("missing.choice"), question: null });
     for (const place of this.places) {
       this.form.rules.forEach((rule, at) => {
-        if (!(rule in this.rules[place])) found.push({ text: t("missing.question", { letter: LETTERS[place], question: rule }), question: `rule-${place}-${at}` });
+        if (!(rule in this.rules[place])) found.push({ text: t("missing.question", { letter: LETTERS[place], question: short(rule) }), question: `rule-${place}-${at}` });
       });
       this.form.attributes.forEach(({ name }, at) => {
-        if (!(name in this.ratings[place])) found.push({ text: t("missing.question", { letter: LETTERS[place], question: name }), question: `rating-${place}-${at}` });
+        if (!(name in this.ratings[place])) found.push({ text: t("missing.question", { letter: LETTERS[place], question: short(name) }), question: `rating-${place}-${at}` });
       });
     }
     return found;
