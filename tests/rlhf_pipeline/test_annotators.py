@@ -27,6 +27,7 @@ def test_known_answers_by_hand() -> None:
     assert (ann.gold.hits, ann.gold.n) == (2, 4)
     assert (ann.training.hits, ann.training.n) == (1, 2)
     assert (ann.judgements, ann.skips) == (1, 0)
+    assert (ann.first_shown.n, ann.ties.n) == (4, 5), "without the skip and without the training"
 
 
 def test_repeats_by_hand() -> None:
