@@ -106,6 +106,11 @@ def generate(
     return cast(list[Sampled], results)
 
 
+def ending_with(ids: list[int], ended: bool, end_id: int) -> list[int]:
+    """A response with the stop token that was sampled as ``end_id``: the one that a reward model has learnt on."""
+    return [*ids[:-1], end_id] if ended else ids
+
+
 def token_probabilities(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """What is sampled from: softmax of ``logits / temperature`` in float32, cut to the nucleus and renormalised.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_pipeline.errors import TrainingError
-from rlhf_pipeline.generation import Sampled, generate
+from rlhf_pipeline.generation import Sampled, ending_with, generate
 from rlhf_pipeline.logprobs import (
     Sequences,
     in_order,
@@ -57,7 +57,7 @@ class Rollout:
     def ending_with(self, end_id: int) -> Rollout:
         """The same, with every sampled stop token as ``end_id``: the one that the reward model has learnt on."""
         pairs = zip(self.responses, self.ended.tolist(), strict=True)
-        return replace(self, responses=[[*ids[:-1], end_id] if ended else ids for ids, ended in pairs])
+        return replace(self, responses=[ending_with(ids, ended, end_id) for ids, ended in pairs])
 
     def sequences(self, rows: Sequence[int]) -> Sequences:
         """These rows as one padded batch."""

@@ -77,7 +77,7 @@ def run(job: Job) -> dict[str, Any]:
             )
     policies.close()
     if "reward" in job.inputs:
-        _score(job, policies.adapter_base(), answers, encoded)
+        _score(job, policies.adapter_base(), answers, encoded, chat.end_id)
     if _has_gold_judge(job):
         for name in names:
             answers.fill(name, "gold", lambda n: _gold(prompts, answers[n]))
@@ -250,8 +250,10 @@ def _reference_logprobs(
     return [{"sft_logprob": row["logprob"]} for row in rows]
 
 
-def _score(job: Job, base: Path | None, answers: _Answers, encoded: Sequence[Sequence[int]]) -> None:
-    """The reward model's score of every response; it is loaded only when one is missing."""
+def _score(job: Job, base: Path | None, answers: _Answers, encoded: Sequence[Sequence[int]], end_id: int) -> None:
+    """The reward model's score of every response, whichever stop token ended it; it is loaded only when needed."""
+    from rlhf_pipeline.generation import ending_with
+
     loaded: list[Any] = []
 
     def compute(name: str) -> Rows:
@@ -260,7 +262,8 @@ def _score(job: Job, base: Path | None, answers: _Answers, encoded: Sequence[Seq
 
             folder = job.inputs["reward"].folder
             loaded.append(load_reward_model(job.settings.model, folder, device=job.device, base=base))
-        sequences = [[*prompt, *row["ids"]] for prompt, row in zip(encoded, answers[name], strict=True)]
+        judged = [ending_with(row["ids"], row["ended"], end_id) for row in answers[name]]
+        sequences = [[*prompt, *ids] for prompt, ids in zip(encoded, judged, strict=True)]
         return [{"score": score} for score in loaded[0].score(sequences, batch_size=job.config.batch_size)]
 
     for name in answers.names:
@@ -316,8 +319,13 @@ def _compare(rows: Rows, reference: Rows, judge: str) -> evaluation.Comparison:
     key = "gold" if judge == "gold" else "score"
     theirs = _column(reference, key)
     # The same response scored in another batch differs by rounding: it is a tie all the same.
-    ours = [t if a["ids"] == b["ids"] else a[key] for a, b, t in zip(rows, reference, theirs, strict=True)]
+    ours = [t if _said(a) == _said(b) else a[key] for a, b, t in zip(rows, reference, theirs, strict=True)]
     return evaluation.compare(ours, theirs)
+
+
+def _said(row: Mapping[str, Any]) -> tuple[list[int], bool]:
+    """The response without its stop token, and whether it had one."""
+    return row["ids"][:-1] if row["ended"] else row["ids"], row["ended"]
 
 
 def _lengths(rows: Rows) -> evaluation.Lengths:

@@ -113,6 +113,33 @@ def test_kl_and_score_against_the_libraries_own_way(finished: tuple[dict[str, An
     assert metrics["policies"]["sft"]["kl"] == 0
 
 
+def test_a_score_does_not_depend_on_which_stop_token_was_sampled(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward model has seen one of them only, at the end of every turn."""
+    model = ModelConfig(name=str(run_folder / "tiny"))
+    chat = load_tokenizer(model)
+    (other,) = chat.stop_ids - {chat.end_id}
+    reward = models.load_reward_model(model, run_folder / "reward", device="cpu")
+    expected: list[float] = []
+
+    def sample(job: Job, policies: Any, name: str, chat: Any, encoded: Any, advance: Any) -> Any:
+        stop = chat.end_id if name == "sft" else other
+        rows = [{"text": "", "ids": [20 + i, 30, stop], "ended": True} for i in range(len(encoded))]
+        rows[0] = {"text": "", "ids": [20, 30, 31], "ended": False}
+        expected[:] = reward.score(
+            [[*p, *row["ids"][:-1], chat.end_id if row["ended"] else 31] for p, row in zip(encoded, rows, strict=True)]
+        )
+        return rows
+
+    monkeypatch.setattr(evaluate, "_sample", sample)
+    metrics = evaluate.run(job_of(run_folder, tmp_path, "sft reward dpo", policies=["dpo"]))
+    for name in ("sft", "dpo"):
+        scores = [row["score"] for row in read_jsonl(tmp_path / "checkpoints" / f"{name}.jsonl")]
+        assert scores == pytest.approx(expected, abs=1e-5)
+    assert metrics["policies"]["dpo"]["ties"] == 12, "the same words, however they ended"
+
+
 def test_base_is_the_bare_model(finished: tuple[dict[str, Any], Path], run_folder: Path) -> None:
     from rlhf_pipeline.generation import generate
 
