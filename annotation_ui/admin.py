@@ -28,12 +28,12 @@ CHANGES = (*((f"make {role}", role) for role in ROLES), ("block", "block"), ("un
 _PRIVATE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
-def admin_page(store: JudgementStore, *, accounts: bool = True) -> gr.Blocks:
+def admin_page(store: JudgementStore, *, accounts: Callable[[], bool] = lambda: True) -> gr.Blocks:
     """The page, to be mounted with :data:`HEAD` as ``head``.
 
     Args:
         store: of which every round can be looked at.
-        accounts: people have accounts with passwords; otherwise whoever is signed in may do everything.
+        accounts: whether people have accounts with passwords by now; until then whoever is signed in may do everything.
     """
     desk = Desk(store, accounts=accounts)
     page: gr.Blocks = gr.Blocks(title="Judgements: results", analytics_enabled=False, fill_width=True)

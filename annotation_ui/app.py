@@ -159,7 +159,7 @@ def build(store: JudgementStore, round_id: int, door: Door, folder: Path = Path(
     _add_files(app)
     mounted = {**MOUNTED, "auth_dependency": _user_id, "theme": plain.theme()}
     # Before the page at "/", which takes every path that is left.
-    desk = admin.admin_page(store, accounts=door.accounts)
+    desk = admin.admin_page(store, accounts=lambda: door.accounts)
     gr.mount_gradio_app(app, desk, path="/admin", head=admin.HEAD, **mounted)
     gr.mount_gradio_app(app, plain.judging_page(judging), path="/", head=plain.HEAD, i18n=plain.T, **mounted)
     return app

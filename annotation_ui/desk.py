@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,11 +52,12 @@ class Desk:
     """The admin pages' view of a store.
 
     Args:
-        accounts: people have accounts with passwords; otherwise whoever is on this computer may do everything.
+        accounts: whether people have accounts with passwords by now; until then whoever is on this computer may do
+            everything.
     """
 
     store: JudgementStore
-    accounts: bool = True
+    accounts: Callable[[], bool] = lambda: True
     _kept: dict[int, tuple[float, Snapshot]] = field(default_factory=dict, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -69,14 +70,14 @@ class Desk:
         person = next((p for p in self.store.people.list() if p.id == user_id), None)
         if person is None or person.state != "active" or person.role not in ROLES:
             raise StoreError("nobody is signed in")
-        if self.accounts and right not in MAY.get(person.role, ()):
+        if self.accounts() and right not in MAY.get(person.role, ()):
             wanted = "an admin" if right == "lead" else "an admin or a reader"
             raise StoreError(f"{person.name} is {person.role}: this takes {wanted}", advice="Ask an admin.")
         return person
 
     def leads(self, user_id: int) -> bool:
         """Whether somebody who reads may also decide and change."""
-        return not self.accounts or "lead" in MAY.get(self.caller(user_id).role, ())
+        return not self.accounts() or "lead" in MAY.get(self.caller(user_id).role, ())
 
     def rounds(self, user_id: int) -> list[Round]:
         """Every round, newest first."""
@@ -228,7 +229,7 @@ class Desk:
 
     def _by(self, user_id: int) -> int | None:
         """Who is asked for by the store: without accounts nobody is an admin, and this computer's owner may do all."""
-        return user_id if self.accounts else None
+        return user_id if self.accounts() else None
 
 
 def right_of(task: TaskRow, rows: Sequence[JudgementRow]) -> Proportion:

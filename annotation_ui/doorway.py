@@ -18,7 +18,7 @@ from annotation_ui.guard import COOKIE, Door, Guard, read_cookies
 from rlhf_pipeline.errors import LoginRefused, StoreError
 from rlhf_pipeline.store import JudgementStore
 from rlhf_pipeline.store.passwords import LONGEST, SHORTEST
-from rlhf_pipeline.store.people import SESSION_SECONDS, User, clean_name
+from rlhf_pipeline.store.people import ROLES, SESSION_SECONDS, User, clean_name
 
 _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
     (Path(__file__).parent / "static" / "page.html").read_text(encoding="utf-8")
@@ -84,7 +84,8 @@ class Doorway:
     def _who(self, request: Request, form: Mapping[str, str]) -> int:
         name = form.get("name", "")
         if not self._accounts():
-            return self._store.user(name)
+            known = self._store.people.find(name)  # who was made admin on the command line may come in by name too
+            return known.id if known is not None and known.role in ROLES else self._store.user(name)
         return self._store.people.check_password(name, form.get("password", ""), ip=_address(request)).id
 
     def _accounts(self) -> bool:

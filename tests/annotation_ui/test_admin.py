@@ -11,8 +11,10 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from starlette.testclient import TestClient
 
 from annotation_ui.admin import HEAD, admin_page
+from annotation_ui.app import build, local_door
 from annotation_ui.fragments import block, lasting, notice, table, when
 from annotation_ui.quality_views import agreement, annotators, overview
 from annotation_ui.record_views import audit, exports, invitation, people, said, task_label, task_sheet
@@ -281,3 +283,19 @@ def test_small_pieces() -> None:
     _, [task], _ = hostile_rows()
     assert len(task_label(task, None)) < 80
     assert "@media (prefers-color-scheme: dark)" in HEAD
+
+
+def test_on_this_computer_an_admin_made_on_the_command_line_comes_in_by_name(
+    planted: tuple[JudgementStore, int],
+) -> None:
+    store, round_id = planted
+    ann = store.user("Ann")
+    store.people.set_role(ann, "admin", by=None)
+    here = "http://127.0.0.1:7860"
+    client = TestClient(build(store, round_id, local_door(7860)).guard, base_url=here, follow_redirects=False)
+    assert client.post("/login", data={"name": "ann"}, headers={"origin": here}).status_code == 303
+    assert client.get("/api/v1/me").json()["role"] == "admin"
+    assert client.get("/admin/").status_code == 200
+    store.people.accept_invite(store.people.invite("admin", by=None), "Lea", "a long enough password")
+    other = TestClient(client.app, base_url=here, follow_redirects=False)
+    assert other.post("/login", data={"name": "ann"}, headers={"origin": here}).status_code != 303

@@ -201,7 +201,8 @@ def test_what_cannot_be_changed(desk: Desk, ids: dict[str, int], person: str, wh
 def test_without_accounts_whoever_is_there_may_read_and_lead(
     planted: tuple[JudgementStore, int], ids: dict[str, int]
 ) -> None:
-    desk = Desk(planted[0], accounts=False)
+    accounts = False
+    desk = Desk(planted[0], accounts=lambda: accounts)
     assert desk.leads(ids["annotator"])
     assert desk.look(ids["annotator"], planted[1])
     assert desk.invite(ids["annotator"], "admin", 1)
@@ -209,3 +210,8 @@ def test_without_accounts_whoever_is_there_may_read_and_lead(
         desk.look(ids["simulated"], planted[1])
     with pytest.raises(StoreError, match="may not decide"):
         desk.decide(ids["annotator"], planted[1], 1, "tie")
+    accounts = True  # the first account is made while the app runs
+    for who in ("annotator", "reader"):
+        with pytest.raises(StoreError, match="this takes an admin"):
+            desk.invite(ids[who], "admin", 1)
+    assert not desk.leads(ids["reader"])
