@@ -211,7 +211,8 @@ def _notes(
     notes = []
     if _surely(gold)[1] < GOLD_BAR:
         notes.append(f"Right on {gold.hits} of {gold.n} questions with a known answer.")
-    if reliability is not None and reliability.high < reliability.chance + GUESSING_BAR:
+    right = (reliability.right * reliability.n, reliability.n) if reliability is not None else (0.0, 0)
+    if reliability is not None and wilson_interval(*right, z=_RARE)[1] < reliability.chance + GUESSING_BAR:
         notes.append("Agrees with the likely truth little more than by chance.")
     if not _surely(first_shown)[0] <= 0.5 <= _surely(first_shown)[1]:
         side = "first" if first_shown.hits > first_shown.n / 2 else "last"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rlhf_pipeline.annotators import AnnotatorQuality, annotator_quality, dawid_skene_of
+from rlhf_pipeline.annotators import GUESSING_BAR, AnnotatorQuality, annotator_quality, dawid_skene_of
 from rlhf_pipeline.quality import comparisons_of
 from rlhf_pipeline.store.records import JudgementRow, TaskRow
 from tests.rlhf_pipeline.made_up_round import NOW, PEOPLE, SKILLS, planted, said, task
@@ -131,6 +131,13 @@ def test_few_judgements_make_no_notes() -> None:
     tasks = [task(n, "x", "y", gold=2) for n in range(1, 4)]
     rows = [said(n, n, "ann", 1, purpose="gold", active_ms=1) for n in range(1, 4)]
     assert people(tasks, rows)["ann"].notes == ()
+    tasks = [task(n, "x", "y") for n in range(1, 41)]
+    rows = [said(100 * len(who) + n, n, who, 1) for who in ("ann", "bobby", "cecilia") for n in range(1, 41)]
+    rows += [said(900 + n, n, "d", 2) for n in range(1, 5)]
+    found = people(tasks, rows)["d"]
+    assert found.reliability is not None
+    assert found.reliability.high < found.reliability.chance + GUESSING_BAR, "four judgements are no ground"
+    assert found.notes == ()
 
 
 def test_most_judgements_first() -> None:
