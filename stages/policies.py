@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_pipeline.artifacts import Artifact, open_artifact
 from rlhf_pipeline.config import ModelConfig
+from rlhf_pipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     from rlhf_pipeline.roles import Roles
@@ -72,6 +74,41 @@ class Policies:
                 self.close()
             self._loaded[root] = Roles(load_causal_lm(self._model, device=self._device, folder=root))
         return self._loaded[root]
+
+
+def base_below(policy: Artifact, own_sft: Artifact) -> Path | None:
+    """The fully fine-tuned model that a finished policy's adapter was trained on; null where it is the run's base.
+
+    Args:
+        policy: of any run.
+        own_sft: the SFT policy of this run, which may be the one.
+
+    Raises:
+        ArtifactError: the SFT policy that it started from is not there to tell, or damaged.
+    """
+    from rlhf_pipeline.models import full_model
+
+    digest = policy.manifest.inputs.get("sft")
+    if digest is None or full_model(policy.folder):  # an SFT policy itself, or one with all weights of its own
+        return None
+    run = policy.folder.resolve().parent
+    run = run.parent if run.name == "replaced" else run
+    for folder in (own_sft.folder, run / "sft", *sorted((run / "replaced").glob("sft-*"))):
+        if _digest(folder) == digest:
+            return full_model(open_artifact(folder).folder)
+    raise ArtifactError(
+        f"it started from an SFT policy that is not there (digest {digest[:12]}…), so it is not known which weights "
+        "its adapter belongs on",
+        where=str(policy.folder),
+        advice=f"put that SFT policy back as {run / 'sft'}, or make the policy again: rlhf run {run}",
+    )
+
+
+def _digest(folder: Path) -> str | None:
+    try:
+        return open_artifact(folder, verify=False).digest
+    except ArtifactError:
+        return None
 
 
 def _free_memory(device: str) -> None:

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from rlhf_pipeline.artifacts import MANIFEST
 from rlhf_pipeline.config import Section
 from rlhf_pipeline.errors import ConfigError
 from stages.job import Job
+from stages.policies import base_below
 
 if TYPE_CHECKING:
     from rlhf_pipeline.records import Prompt, ResponseSet
@@ -47,6 +49,10 @@ class Config(Section):
     batch_size: int = Field(64, ge=1)
     """Responses generated at once; raising it is faster, takes more memory and changes rounding, by which a response
     may become another."""
+
+    def policy_manifest(self) -> Path | None:
+        """The manifest of a policy of another run, which tells whether it was made anew."""
+        return None if self.policy in ("sft", "base") else Path(self.policy) / MANIFEST
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -107,15 +113,16 @@ def load_policy(job: Job, policy: str) -> Any:
         return models.load_causal_lm(job.settings.model, device=job.device)
     if policy == "sft":
         return models.load_policy(job.settings.model, job.inputs["sft"].folder, device=job.device)
-    if not (Path(policy) / artifacts.MANIFEST).is_file():
+    if not (Path(policy) / MANIFEST).is_file():
         raise ConfigError(f"{policy} is no finished policy", where="sample.policy", advice=_POLICIES)
     artifact = artifacts.open_artifact(Path(policy))
     if artifact.manifest.kind != "policy":
         what = f"{policy} holds {artifact.manifest.kind}, not a policy"
         raise ConfigError(what, where="sample.policy", advice=_POLICIES)
-    sft = job.inputs["sft"].manifest
-    artifacts.require_same_identity(artifact, sft.base, sft.tokenizer)
-    return models.load_policy(job.settings.model, artifact.folder, device=job.device)
+    sft = job.inputs["sft"]
+    artifacts.require_same_identity(artifact, sft.manifest.base, sft.manifest.tokenizer)
+    base = base_below(artifact, sft)
+    return models.load_policy(job.settings.model, artifact.folder, device=job.device, base=base)
 
 
 def _written_before(path: Path) -> int:

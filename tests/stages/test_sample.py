@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 
+from rlhf_pipeline import artifacts, models
+from rlhf_pipeline.artifacts import Artifact
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data import DataConfig, make_split
-from rlhf_pipeline.errors import ConfigError
+from rlhf_pipeline.errors import ArtifactError, ConfigError
 from rlhf_pipeline.records import ResponseSet, read_jsonl
 from stages import sample
 from stages.job import Job
 from stages.prompts import load_prompts, split_rule
+from tests import tiny_models
+from tests.stages.tiny_run import finish, make_adapter
 
 
 def job(folder: Path, data: DataConfig | None = None, **config: Any) -> Job:
@@ -72,6 +79,52 @@ def test_another_seed_draws_other_responses(whole, tmp_path: Path) -> None:
 def test_a_policy_that_is_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no finished policy"):
         sample.run(job(tmp_path / "p", policy=str(tmp_path)))
+
+
+def run_with_ppo(folder: Path, model: ModelConfig, *, full: bool, seed: int) -> dict[str, Artifact]:
+    """A run whose SFT is an adapter on the base, or a model of its own below PPO's adapter."""
+    folder.mkdir()
+    if full:
+        other = tiny_models.make("llama", folder / "tuned", seed=seed)
+        models.save_full(models.load_causal_lm(other, device="cpu"), folder / "sft.partial" / "model")
+    else:
+        make_adapter(model, folder / "sft.partial", seed)
+    sft = finish(folder, "sft", "policy", model)
+    make_adapter(model, folder / "ppo.partial", seed + 50)
+    return {"sft": sft, "ppo": finish(folder, "ppo", "policy", model, sft=sft.digest)}
+
+
+def loaded_for(model: ModelConfig, own: dict[str, Artifact], policy: Path) -> Any:
+    settings: Any = SimpleNamespace(model=model)
+    return sample.load_policy(Job(None, settings, policy, own, policy, 0, "cpu"), str(policy))
+
+
+IDS = torch.tensor([[5, 6, 7, 30, 40]])
+
+
+@pytest.mark.parametrize("own_full", [True, False])
+@pytest.mark.parametrize("other_full", [True, False])
+def test_a_policy_of_another_run_stands_on_the_weights_that_it_was_trained_on(
+    tmp_path: Path, own_full: bool, other_full: bool
+) -> None:
+    model = tiny_models.make("llama", tmp_path / "base")
+    own = run_with_ppo(tmp_path / "own", model, full=own_full, seed=1)
+    other = run_with_ppo(tmp_path / "other", model, full=other_full, seed=2)
+    for run in (own, other):
+        policy = run["ppo"].folder
+        below = models.full_model(run["sft"].folder)
+        base = models.load_causal_lm(model, device="cpu", folder=below)
+        expected = PeftModel.from_pretrained(base, policy / "adapter").eval()(input_ids=IDS).logits
+        assert (below is None) == ((run is other and not other_full) or (run is own and not own_full))
+        assert torch.equal(loaded_for(model, own, policy)(input_ids=IDS).logits, expected)
+    aside = artifacts.set_aside(other["sft"].folder)
+    again = loaded_for(model, own, other["ppo"].folder)(input_ids=IDS).logits
+    assert torch.equal(again, expected), "it was made anew since: the one that was replaced is meant"
+    shutil.rmtree(aside)
+    make_adapter(model, tmp_path / "other" / "sft.partial", 9)
+    finish(tmp_path / "other", "sft", "policy", model)
+    with pytest.raises(ArtifactError, match=f"(?s)SFT policy that is not there.*put .* back as {tmp_path}/other/sft"):
+        loaded_for(model, own, other["ppo"].folder)
 
 
 def test_no_prompts_at_all(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ def make_adapter(model: ModelConfig, folder: Path, seed: int, *, classifier: boo
     models.save_adapter(adapted, folder / "adapter", base_name=model.name)
 
 
-def finish(run_folder: Path, name: str, kind: str, model: ModelConfig) -> artifacts.Artifact:
-    """Complete ``NAME.partial`` as made with this model."""
-    made_by: dict[str, Any] = {"settings": {}, "inputs": {}, "data": {}, "metrics": {}}
+def finish(run_folder: Path, name: str, kind: str, model: ModelConfig, **inputs: str) -> artifacts.Artifact:
+    """Complete ``NAME.partial`` as made with this model from inputs with these digests."""
+    made_by: dict[str, Any] = {"settings": {}, "inputs": inputs, "data": {}, "metrics": {}}
     made_by |= {"base": models.base_identity(model), "tokenizer": load_tokenizer(model).identity()}
     made_by |= {"stage": name, "kind": kind, "seed": 0, "device": "cpu", "seconds": 1.0}
     return artifacts.complete(run_folder / f"{name}.partial", run_folder / name, **made_by)
