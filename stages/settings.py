@@ -88,8 +88,7 @@ class Settings(Section):
     def relevant_to(self, stage: Stage) -> dict[str, Any]:
         """Every setting that a stage reads, by dotted key; those that can change what it makes decide on staleness."""
         values = {stage.name: self.section(stage).model_dump(mode="json"), "run.seed": self.run.seed}
-        for key in self._keys_of(stage):
-            value = self._value(key)
+        for key, value in self._values_beside(stage).items():
             values[key] = value.model_dump(mode="json") if isinstance(value, Section) else value
         return _flatten(values)
 
@@ -100,9 +99,18 @@ class Settings(Section):
         return any(place.startswith(section) or section.startswith(place) for place in places)
 
     def data_sources(self, stage: Stage) -> list[str]:
-        """Paths and hub ids of the data that a stage reads."""
-        sources = [self._value(key) for key in self._keys_of(stage)]
-        return [source.path for source in sources if isinstance(source, SourceConfig)]
+        """Paths and hub ids of the data that a stage reads; for a policy of another run, its manifest."""
+        beside = self._values_beside(stage).values()
+        sources = [source.path for source in beside if isinstance(source, SourceConfig)]
+        manifest = self.sample.policy_manifest() if stage.name == "sample" else None
+        return [*sources, str(manifest)] if manifest else sources
+
+    def _values_beside(self, stage: Stage) -> dict[str, Any]:
+        """What a stage reads beside its own section, by dotted key."""
+        values = {key: self._value(key) for key in self._keys_of(stage)}
+        if stage.name == "collect" and self.collect.judges != "imported":
+            values["data.preferences"] = None  # they only stand in for prompts and demonstrations
+        return values
 
     def _keys_of(self, stage: Stage) -> tuple[str, ...]:
         """A held-out number counts the run's prompts, so whatever is split by it depends on them."""

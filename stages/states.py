@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_pipeline.artifacts import Artifact, find_damage, open_artifact, source_digest, write_atomically
+from rlhf_pipeline.artifacts import MANIFEST, Artifact, find_damage, open_artifact, source_digest, write_atomically
 from rlhf_pipeline.config import is_known, without_effect
 from rlhf_pipeline.errors import ArtifactError, UsageError
 from stages import BY_NAME, Stage, collect
@@ -107,7 +107,8 @@ def _inspect_finished(
         reasons += _input_changed(name, artifact, upstream)
     for source in settings.data_sources(stage):
         if artifact.manifest.data.get(source) != source_digest(source):
-            reasons.append(f"the data in {source} changed")
+            made_anew = Path(source).name == MANIFEST
+            reasons.append(f"{Path(source).parent} was made anew" if made_anew else f"the data in {source} changed")
     if stage.name == "collect" and not reasons:
         news = collect.judged_since(settings.collect, folder.parent, artifact.manifest.metrics)
         reasons += [news] if news else []

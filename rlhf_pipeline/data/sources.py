@@ -65,7 +65,8 @@ class DataConfig(Section):
     prompts: SourceConfig | None = None
     """What the policy is asked; of demonstrations and preferences, their prompts."""
     preferences: SourceConfig | None = None
-    """Judgements made elsewhere, imported instead of or beside those collected here."""
+    """Judgements made elsewhere: with ``collect.judges: imported`` they are what is learnt from, in place of judgements
+    made here. Whoever judges, they stand in for ``demonstrations`` and ``prompts`` where those are null."""
     held_out: float = 0.1
     """Kept from training by the first user turn: a fraction below 1, or from 1 on an exact number of ``prompts``."""
     system: str | None = None

@@ -118,6 +118,36 @@ def test_changed_data_makes_its_stages_stale(run_of, tmp_path: Path) -> None:
     assert f"the data in {data} changed" in reasons(settings, "sft")
 
 
+@pytest.mark.parametrize("judges", ["people", "simulated", "imported"])
+def test_preferences_matter_to_collect_only_where_they_are_the_judgements(run_of, tmp_path: Path, judges: str) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    given = {"collect__judges": judges, "data__prompts": "pocket"}
+    settings = run_of(data__preferences=f"{{path: {rows}}}", **given)
+    runner.run(settings)
+    rows.write_text('{"prompt": "a", "chosen": "d", "rejected": "c"}\n')
+    other = run_of(data__preferences="{path: pocket}", **given)
+    expected = "stale" if judges == "imported" else "complete"
+    assert [states(one)["collect"] for one in (settings, other)] == [expected, expected]
+    assert states(settings)["sft"] == states(settings)["sample"] == "complete"
+
+
+def test_a_policy_of_another_run_that_is_made_anew_makes_sample_stale(run_of, tmp_path: Path) -> None:
+    policy = tmp_path / "other" / "ppo"
+    policy.mkdir(parents=True)
+    (policy / "manifest.json").write_text("{}")
+    settings = run_of(sample__policy=policy)
+    runner.run(settings)
+    assert set(states(settings).values()) == {"complete"}
+    (policy / "manifest.json").write_text('{"made": "anew"}')
+    assert states(settings) == {"sft": "complete", "sample": "stale", "collect": "stale"}
+    assert reasons(settings, "sample") == f"{policy} was made anew"
+    assert open_artifact(Path(settings.run.folder) / "sample").manifest.data.keys() == {
+        "pocket",
+        f"{policy}/manifest.json",
+    }
+
+
 def test_damage_is_named_and_mended_by_a_run(run_of) -> None:
     settings = run_of()
     runner.run(settings)
