@@ -159,15 +159,19 @@ def doctor(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command("help-config")
 def help_config(
-    section: Annotated[str | None, typer.Argument(metavar="[SECTION]", help="e.g. sft; all when left out.")] = None,
+    section: Annotated[
+        str | None,
+        typer.Argument(metavar="[SECTION]", help="A section or key, e.g. sft or sft.lora; all when left out."),
+    ] = None,
 ) -> None:
     """Print every key of the configuration with its default and meaning."""
     from rlhf_pipeline.config import describe
     from stages.settings import Settings
 
-    rows = [row for row in describe(Settings) if section is None or row[0].split(".")[0] == section]
+    rows = [row for row in describe(Settings) if section is None or f"{row[0]}.".startswith(f"{section}.")]
     if not rows:
-        raise UsageError(f"there is no section {section!r}", advice=f"sections: {', '.join(Settings.model_fields)}")
+        what = f"there is no section or key {section!r}"
+        raise UsageError(what, advice=f"sections: {', '.join(Settings.model_fields)}; sft alone lists its keys")
     for key, default, text in rows:
         print(f"{key} = {default}\n    {' '.join(text.split())}")
 

@@ -75,11 +75,31 @@ def _data(settings: Settings) -> Iterator[Finding]:
         readers.append(lambda: read_prompts(prompts, system=data.system, seed=seed))
     if (preferences := data.preferences) is not None:
         readers.append(lambda: read_preferences(preferences, system=data.system))
+    wrong: set[str] = set()
     for read in readers:
         try:
             yield "ok", read().summary()
         except PipelineError as error:
-            yield "fails", str(error)
+            if str(error) not in wrong:  # one file may stand for two or three of them
+                yield "fails", str(error)
+            wrong.add(str(error))
+    yield from _unused_judgements(settings)
+
+
+def _unused_judgements(settings: Settings) -> Iterator[Finding]:
+    data, judges = settings.data, settings.collect.judges
+    if data.preferences is None or judges == "imported" or "collect" not in settings.run.stages:
+        return
+    taken = {
+        "demonstrations": data.demonstration_source() is data.preferences,
+        "prompts": data.prompt_source() is data.preferences,
+    }
+    use = " and ".join(name for name, is_taken in taken.items() if is_taken)
+    yield (
+        "note",
+        f"data.preferences: read {f'for {use} only' if use else 'by no stage'}, not as judgements: collect.judges is "
+        f"{judges}; imported would learn from them",
+    )
 
 
 def _model(settings: Settings) -> Iterator[Finding]:

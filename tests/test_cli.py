@@ -89,6 +89,13 @@ def test_help_config_explains_every_key() -> None:
     only = rlhf("help-config", "ppo").out
     assert "ppo.kl_coef = " in only
     assert "sft." not in only
+    inner = rlhf("help-config", "sft.lora").out
+    assert [line.split(" = ")[0] for line in inner.splitlines() if " = " in line][:2] == ["sft.lora", "sft.lora.rank"]
+    assert "sft.epochs" not in inner
+    assert rlhf("help-config", "ppo.kl_coef").out.startswith("ppo.kl_coef = ")
+    wrong = rlhf("help-config", "sft.lor")
+    assert wrong.code == 2
+    assert "no section or key 'sft.lor'" in wrong.err
 
 
 def test_the_defaults_shown_are_those_used(tmp_path: Path) -> None:
@@ -132,6 +139,31 @@ def test_exit_codes_of_the_doctor(tmp_path: Path) -> None:
     assert re.search(r"^\d of these would stop the run", ill.out, re.MULTILINE)
     assert "Traceback" not in ill.out + ill.err
     assert not (tmp_path / "run").exists(), "the doctor only looks"
+
+
+def test_the_doctor_names_a_file_that_stands_for_several_once() -> None:
+    shown = rlhf("doctor", ROOT / "configs" / "hh.yaml", "--set", "data.preferences.path=none.jsonl").out
+    assert shown.count("none.jsonl: there is no such file") == 1
+    assert "1 of these would stop the run" in shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "read by no stage, not as judgements: collect.judges is simulated"),
+        (["data.prompts=null", "data.demonstrations=null"], "read for demonstrations and prompts only, not as"),
+        (["collect.judges=imported"], None),
+    ],
+)
+def test_the_doctor_says_when_preferences_are_no_judgements(
+    tmp_path: Path, overrides: list[str], said: str | None
+) -> None:
+    rows = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"What is {i}?", "chosen": "A number.", "rejected": "No."} for i in range(40)]
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    given = [part for one in (f"data.preferences={rows}", *overrides) for part in ("--set", one)]
+    shown = rlhf("doctor", write_config(tmp_path), *given).out
+    assert (said is None and "data.preferences" not in shown) or f"data.preferences: {said}" in shown
 
 
 def test_the_doctor_counts_a_full_reward_model_beside_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
