@@ -37,6 +37,7 @@ from rlhf_pipeline.store.people import User
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # what --host is compared with
 MOUNTED: dict[str, Any] = {
     "auth_dependency": None,
     "show_error": False,
@@ -114,7 +115,7 @@ def _door(store: JudgementStore, host: str, port: int, origin: str | None) -> Do
             "under `rlhf annotate RUN`",
         )
     hosts = {urllib.parse.urlsplit(origin).netloc} if origin else set()
-    if host in LOOPBACK or host not in ("0.0.0.0", "::"):  # noqa: S104  # compared, not listened on
+    if host not in EVERYWHERE:
         hosts |= {f"{name}:{port}" for name in (host, f"[{host}]")}
     return Door(frozenset(hosts) if hosts else None, origin=origin, accounts=True)
 
@@ -138,6 +139,7 @@ def _origin(public_url: str | None) -> str | None:
 
 
 def _address(host: str, port: int) -> str:
+    host = socket.gethostname() if host in EVERYWHERE else host
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 

@@ -164,6 +164,7 @@ class Doorway:
             return self._no_invite(request)
         except StoreError as error:
             return self._invite_page(request, token, _name_refused(t, name, error), name[:100])
+        self._door.accounts = True
         return await self._start_session(request, user.id)
 
     # One's own password

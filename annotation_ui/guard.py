@@ -178,8 +178,7 @@ class Guard:
         found = self._known.get(token)
         if found is not None and time.monotonic() - found[0] < REMEMBER_SECONDS:
             return found[1]
-        look_up = self._people.of_api_token if bearer else self._people.of_session
-        user: User | None = await asyncio.to_thread(look_up, token)
+        user = await asyncio.to_thread(self._look_up, token, bearer is not None)
         if user is None:
             self.forget(token)
         else:
@@ -187,6 +186,16 @@ class Guard:
                 self._known.clear()
             self._known[token] = time.monotonic(), user
         return user
+
+    def _look_up(self, token: str, bearer: bool) -> User | None:
+        """Whom a token names; a session from before there were accounts names nobody who has no password."""
+        if bearer:
+            return self._people.of_api_token(token)
+        user = self._people.of_session(token)
+        if user is None or not self.door.accounts:
+            return user
+        person = self._people.find(user.name)
+        return user if person is not None and person.has_password else None
 
 
 def who_may(method: str, path: str) -> str | None:

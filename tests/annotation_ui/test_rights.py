@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,6 +158,24 @@ def test_revoked_and_expired_sessions_open_nothing(visit: Callable[..., TestClie
     old = store.people.start_session(store.user("Reader", "reader"), now=0)
     client.cookies.set(COOKIE, old)
     assert client.get("/api/v1/me").status_code == 401
+
+
+def test_the_first_account_ends_what_a_name_alone_opened(tmp_path: Path) -> None:
+    """On this computer a name was enough; whoever gave one is nobody as soon as there are passwords."""
+    store = JudgementStore.open(tmp_path / "s.db")
+    guard: Any = build(store, fill(store), local_door(7860)).guard
+    bob, ada = (TestClient(guard, base_url=HERE, follow_redirects=False) for _ in range(2))
+    bob.post("/login", data={"name": "Bob"}, headers=SAME)
+    assert bob.get("/api/v1/rounds").status_code == 200
+    token = store.people.invite("admin", by=None)
+    assert ada.post(f"/invite/{token}", data={"name": "Ada", "password": WORDS}, headers=SAME).status_code == 303
+    assert ada.get("/api/v1/me").json()["accounts"]
+    guard._known.clear()
+    assert bob.get("/api/v1/me").status_code == 401
+    assert bob.post("/login", data={"name": "Bob"}, headers=SAME).status_code == 403
+    assert ada.get("/api/v1/rounds").status_code == 200
+    assert ada.post(f"/invite/{token}", data={"name": "Eve", "password": WORDS}, headers=SAME).status_code == 404
+    store.close()
 
 
 @pytest.mark.parametrize(
