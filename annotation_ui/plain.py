@@ -15,6 +15,7 @@ import gradio as gr
 
 from annotation_ui import languages
 from annotation_ui.protocol import JudgementIn, UndoIn
+from annotation_ui.render import visible
 from annotation_ui.session import Judging, parse
 from rlhf_pipeline.errors import PipelineError
 from rlhf_pipeline.store.records import Form
@@ -44,6 +45,7 @@ def judging_page(judging: Judging) -> gr.Blocks:
             status = gr.Textbox(label=T("plain.status"), interactive=False, elem_id="plain-status")
             prompt = gr.Textbox(label=T("conversation"), interactive=False, lines=4, elem_id="plain-prompt")
             fields = _Fields(form)
+            guidelines = gr.Textbox(label=T("drawer.guidelines"), interactive=False, elem_id="plain-guidelines")
         with gr.Row(elem_id="choices"):
             buttons = _buttons(form)
             skip = gr.Button(T("choose.skip"), elem_id="skip")
@@ -54,6 +56,7 @@ def judging_page(judging: Judging) -> gr.Blocks:
             button.click(_on_choice(judging, fields, payload), [held, *fields.asked], shown, **private)
         undo.click(_on_undo(judging, fields), None, shown, **private)
         page.load(_on_load(judging, fields), None, shown, **private)
+        page.load(lambda: visible(judging.store.guidelines(judging.round_id)), None, guidelines, **private)
     return page
 
 

@@ -216,6 +216,7 @@ def test_the_page_works_without_the_script(serve: Callable[..., Site], tmp_path:
         )
 
     says("by you")
+    page.wait_for_function("document.querySelector('#plain-guidelines textarea')?.value === 'Choose **well**.'")
     shown = page.locator("#plain-a textarea").input_value()
     for number, button in enumerate(("#pick-a", "#pick-tie", "#skip"), 1):
         page.click(button)
