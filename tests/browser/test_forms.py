@@ -95,6 +95,31 @@ def test_ranking_by_mouse(serve: Callable[..., Site], tmp_path: Path) -> None:
     assert ranking_of(site) == [[shown[3]], [shown[0]], [shown[2]], [shown[1]]]
 
 
+MOVES: list[tuple[Any, int, int, Any]] = [
+    ([[0], [1, 2], [3]], 1, 3, [[0], [2], [3], [1]]),  # the head of a tie leaves it, and the rest joins nobody
+    ([[0], [1, 2], [3]], 2, 0, [[2], [0], [1], [3]]),
+    ([[0, 1, 2], [3]], 1, 3, [[0, 2], [3], [1]]),  # out of the middle of a tie: the others stay tied
+    ([[0], [1, 2], [3]], 3, 2, [[0], [1], [3], [2]]),  # into a tie: it is split
+    ([[0], [1], [2], [3]], 0, 9, [[0], [1], [2], [3]]),  # nowhere
+]
+
+
+def test_a_response_that_is_moved_leaves_its_tie(serve: Callable[..., Site], tmp_path: Path) -> None:
+    page = serve(*make_round(tmp_path, 1)).page("Ann")
+    for groups, place, to, after in MOVES:
+        moved = page.evaluate(
+            """async ([groups, place, to]) => {
+              const { Sheet } = await import("/app/sheet.js");
+              const form = { kind: "ranking", rules: [], attributes: [], flags: [] };
+              const sheet = new Sheet({ form, responses: [0, 1, 2, 3] }, { groups });
+              sheet.move(place, to);
+              return sheet.groups;
+            }""",
+            [groups, place, to],
+        )
+        assert moved == after, groups
+
+
 def test_ranking_without_ties_offers_none(serve: Callable[..., Site], tmp_path: Path) -> None:
     site = serve(*make_round(tmp_path, [[str(n) for n in range(9)]], form=Form(kind="ranking", tie=False)))
     page = site.page("Ann")
