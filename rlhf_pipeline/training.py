@@ -198,12 +198,21 @@ def arguments(
         save_total_limit=2,  # with one, the good checkpoint is deleted before its successor is known to be whole
         seed=seed,
         use_cpu=device == "cpu",
-        bf16=section.lora is None and dtype_of(model, device) == torch.bfloat16,  # TRL's default: true, also on a CPU
+        bf16=_mixed(section, model, device),  # TRL's default: true, also on a CPU
         report_to=tracking,
         disable_tqdm=True,
         dataloader_pin_memory=device != "cpu",
         **own,
     )
+
+
+def _mixed(section: TrainingSection, model: ModelConfig, device: str) -> bool:
+    return section.lora is None and dtype_of(model, device) == torch.bfloat16
+
+
+def precision(section: TrainingSection, model: ModelConfig, device: str) -> contextlib.AbstractContextManager[Any]:
+    """For a forward pass outside of the trainer whose numbers are compared with those that the trainer computes."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=_mixed(section, model, device))
 
 
 def processing_class(chat: ChatTokenizer) -> Any:

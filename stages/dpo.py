@@ -60,8 +60,9 @@ def run(job: Job) -> dict[str, Any]:
     torch.manual_seed(job.seed)
     policy = _start(job)
     budget = 2 * steps.micro_batch * min(limit, max(len(pair) for pair in pairs.train))
-    reference = _logprobs(policy, pairs.train, chat, budget)
-    reference_held_out = _logprobs(policy, pairs.held_out, chat, budget)
+    with training.precision(config, model, job.device):  # as in training: else the first log-ratios would not be 0
+        reference = _logprobs(policy, pairs.train, chat, budget)
+        reference_held_out = _logprobs(policy, pairs.held_out, chat, budget)
     losses: dict[str, Any] = {"loss_type": [config.loss]}
     if config.sft_weight:
         losses = {"loss_type": [config.loss, "sft"], "loss_weights": [1.0, config.sft_weight]}
@@ -89,8 +90,9 @@ def run(job: Job) -> dict[str, Any]:
     job.say(training.describe(policy, steps))
     with job.track("direct preference optimisation", steps.steps) as advance:
         trained = training.train(trainer, folder=job.folder, say=job.say, advance=advance)
+    with training.precision(config, model, job.device):
+        measured = _measure(reference_held_out, _logprobs(policy, pairs.held_out, chat, budget))
     training.finish(policy, model, job.device)
-    measured = _measure(reference_held_out, _logprobs(policy, pairs.held_out, chat, budget))
     if measured["pairs"]:
         require_finite(measured["chosen_shift"], "the log-ratio of held-out responses")
         job.say(

@@ -108,6 +108,18 @@ def test_without_lora_and_after_full_fine_tuning(tmp_path, sft_lora, dtype):
     assert rank == (4 if sft_lora else 2), "an existing adapter is continued in its own shape"
 
 
+@pytest.mark.parametrize("sft_lora", [{"rank": 4}, None])
+def test_the_reference_is_read_in_the_precision_of_training(tmp_path, sft_lora):
+    """In mixed precision too the first log-ratios are 0, which a large beta would show up."""
+    model = tiny_models.make("qwen3", tmp_path / "base").model_copy(update={"dtype": "bfloat16"})
+    given = inputs(model, tmp_path, lora=sft_lora)
+    made = job(dpo.Config(**FAST, lora=None, beta=5.0), model, tmp_path / "full", inputs=given)
+    dpo.run(made)
+    first = metrics_lines(made.folder)[0]
+    assert first["rewards/chosen"] == pytest.approx(0, abs=2e-4)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-3)
+
+
 @pytest.mark.parametrize("loss", ["hinge", "ipo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "nca_pair"])
 def test_losses(tmp_path, loss):
     model = tiny_models.make("llama", tmp_path / "base")
