@@ -243,7 +243,7 @@ def train(
         ``steps``, ``loss`` (mean of the last tenth of the logged ones), ``tokens``, ``resumed_at`` (0: not resumed).
 
     Raises:
-        TrainingError: the loss is not a number, or the GPU's memory is too small.
+        TrainingError: the loss is not a number.
     """
     metrics = folder / "metrics.jsonl"
     resume = newest_checkpoint(folder / "checkpoints", say)
@@ -259,11 +259,6 @@ def train(
     try:
         with quiet():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except torch.OutOfMemoryError:
-        raise TrainingError(
-            "the GPU's memory is too small for a batch",
-            advice="lower micro_batch_size or max_length, or set gradient_checkpointing: true",
-        ) from None
     finally:
         writer.close()
     losses = [row["loss"] for row in read_metrics(metrics) if row.get("loss") is not None]

@@ -21,20 +21,28 @@ class Stage:
     settings: tuple[str, ...]
     uses_model: bool
     summary: str
+    memory: tuple[str, ...] = ()
+    """The settings of its own that take less memory when they are lowered."""
 
 
 _SPLIT = ("model", "data.held_out")
 _IMPORTS = ("data.preferences", "data.system")
+_DEMONSTRATIONS = (*_SPLIT, "data.demonstrations", "data.system")
 _PROMPTS = (*_SPLIT, "data.prompts", "data.system")
 
+_JUDGED = ("reward", "dpo", "ppo")
+_ROWS = ("micro_batch_size", "max_length")
+_SAMPLED = ("batch_size", "max_new_tokens")
+_ROLLOUTS = ("generation_batch", "micro_batch_tokens", "max_new_tokens", "max_prompt_length")
+
 STAGES = (
-    Stage("sft", "policy", (), (), (*_SPLIT, "data.demonstrations", "data.system"), True, "demonstrations → policy"),
-    Stage("sample", "responses", ("sft",), (), _PROMPTS, True, "policy → K responses per prompt"),
+    Stage("sft", "policy", (), (), _DEMONSTRATIONS, True, "demonstrations → policy", _ROWS),
+    Stage("sample", "responses", ("sft",), (), _PROMPTS, True, "policy → K responses per prompt", _SAMPLED),
     Stage("collect", "preferences", (), ("sample",), _IMPORTS, False, "judgements → preferences"),
-    Stage("reward", "reward_model", ("sft", "collect"), (), _SPLIT, True, "preferences → reward model"),
-    Stage("dpo", "policy", ("sft", "collect"), (), _SPLIT, True, "preferences → policy, by DPO"),
-    Stage("ppo", "policy", ("sft", "reward"), (), _PROMPTS, True, "reward model → policy, by PPO"),
-    Stage("evaluate", "evaluation", ("sft",), ("reward", "dpo", "ppo"), _PROMPTS, True, "policies → win rates, report"),
+    Stage("reward", "reward_model", ("sft", "collect"), (), _SPLIT, True, "preferences → reward model", _ROWS),
+    Stage("dpo", "policy", ("sft", "collect"), (), _SPLIT, True, "preferences → policy, by DPO", _ROWS),
+    Stage("ppo", "policy", ("sft", "reward"), (), _PROMPTS, True, "reward model → policy, by PPO", _ROLLOUTS),
+    Stage("evaluate", "evaluation", ("sft",), _JUDGED, _PROMPTS, True, "policies → win rates, report", _SAMPLED),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 BY_NAME = {stage.name: stage for stage in STAGES}

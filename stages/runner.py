@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_pipeline import artifacts, config
-from rlhf_pipeline.errors import PipelineError, UsageError, WaitingForPeople
+from rlhf_pipeline.errors import PipelineError, TrainingError, UsageError, WaitingForPeople
 from stages import BY_NAME, NAMES, Stage
 from stages.beside import Beside
 from stages.job import Job, say
@@ -30,6 +30,8 @@ from stages.states import (
     note_running,
     partial_folder,
 )
+
+_MACHINE = ("device", "dtype")
 
 
 def run(settings: Settings, only: Sequence[str] = (), *, again: bool = False) -> None:
@@ -67,11 +69,12 @@ def _run_all(
             for name in ready:
                 states[name] = inspect_stage(BY_NAME[name], settings, run_folder, states, ())
                 if states[name].state == "complete" and name not in forced:
-                    say(f"{name}: complete")
+                    say(f"{name}: complete{''.join(f' ({reason})' for reason in states[name].reasons)}")
                     todo.remove(name)
             ready = [name for name in ready if name in todo][: max(1, settings.run.parallel - len(beside))]
             if identity is None and any(BY_NAME[name].uses_model for name in ready):
-                identity = _identity(settings)
+                identity = {**_identity(settings), **_machine(settings)}
+                say(_machine_in_words(identity, settings))
             for name in ready[1:]:
                 beside[name] = Beside(name, _run_stage, BY_NAME[name], settings, run_folder, states, identity)
             for name in ready[:1]:
@@ -128,8 +131,10 @@ def _run_stage(
 ) -> StageState:
     before = states[stage.name]
     why = f" ({before.state}: {'; '.join(before.reasons[:3])})" if before.reasons else ""
-    say(f"{stage.name}: {stage.summary}{why if before.state != 'waiting' else ''}")  # people are counted anew below
+    # People are counted anew below, and a complete stage is made anew because somebody said so.
+    say(f"{stage.name}: {stage.summary}{'' if before.state in ('waiting', 'complete') else why}")
     inputs = _open_inputs(stage, states, identity)
+    device = identity["device"] if identity and stage.uses_model else "cpu"
     made_by = {
         "stage": stage.name,
         "kind": stage.kind,
@@ -139,11 +144,12 @@ def _run_stage(
         "data": {source: artifacts.source_digest(source) for source in settings.data_sources(stage)},
         "base": identity["base"] if identity and stage.uses_model else None,
         "tokenizer": identity["tokenizer"] if identity and stage.uses_model else None,
+        "device": device,
     }
-    partial = _prepare(partial_folder(run_folder, stage), made_by)
+    dtype = identity["dtype"] if identity and stage.uses_model else None
+    partial = _prepare(partial_folder(run_folder, stage), {**made_by, "dtype": dtype})
     started = time.monotonic()
     with _noting_why_it_stops(partial):
-        device = _device(settings.run.device) if stage.uses_model else "cpu"
         job = Job(settings.section(stage), settings, partial, inputs, run_folder, settings.run.seed, device)
         metrics = _call(stage, job)
         seconds = round(time.monotonic() - started, 1)
@@ -152,7 +158,6 @@ def _run_stage(
             run_folder / stage.name,
             scratch=(FINGERPRINT, "checkpoints"),
             metrics=metrics,
-            device=device,
             seconds=seconds,
             **made_by,
         )
@@ -190,9 +195,32 @@ def _call(stage: Stage, job: Job) -> dict[str, Any]:
         torch.manual_seed(job.seed)
         if job.settings.run.threads is not None:
             torch.set_num_threads(job.settings.run.threads)
-    metrics: dict[str, Any] = importlib.import_module(f"stages.{stage.name}").run(job)
+    try:
+        metrics: dict[str, Any] = importlib.import_module(f"stages.{stage.name}").run(job)
+    except Exception as error:
+        if stage.memory and _lacks_memory(error):
+            raise _out_of_memory(stage, job) from None
+        raise
     json.dumps(metrics)  # what cannot be written into a manifest fails here, not after hashing
     return metrics
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an allocation failed: torch has a class of its own for GPUs, and none for the CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _out_of_memory(stage: Stage, job: Job) -> TrainingError:
+    advice = f"lower {', '.join(f'{stage.name}.{key}' for key in stage.memory)}"
+    if "gradient_checkpointing" in type(job.config).model_fields:
+        advice += f", or set {stage.name}.gradient_checkpointing: true"
+    if job.settings.run.parallel > 1:
+        advice += ", or run.parallel: 1"
+    whose = "GPU's memory" if job.device == "cuda" else "memory"
+    return TrainingError(
+        f"the {whose} is too small for {stage.name} with these settings",
+        advice=f"{advice}; rlhf doctor estimates what each stage needs",
+    )
 
 
 def _open_inputs(
@@ -212,22 +240,27 @@ def _open_inputs(
 
 def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
     """The unfinished folder: what an interrupted try left when it was made by the same things, else an empty one."""
-    fingerprint = json.loads(
-        json.dumps({key: made_by[key] for key in ("settings", "inputs", "data", "base", "tokenizer")})
-    )
+    keys = ("settings", "inputs", "data", "base", "tokenizer", *_MACHINE)
+    fingerprint = json.loads(json.dumps({key: made_by[key] for key in keys}))
     path = partial / FINGERPRINT
     if (partial / WAITING).is_file():  # what people do is kept in the store
         shutil.rmtree(partial)
     if path.is_file():
         before = json.loads(path.read_text())
+        moved = [
+            f"{key}: {before.get(key)} → {fingerprint[key]}" for key in _MACHINE if before.get(key) != made_by[key]
+        ]
         changed = differences(before["settings"], fingerprint["settings"])
-        if {**before, "settings": None} != {**fingerprint, "settings": None}:
+        same = dict.fromkeys(("settings", *_MACHINE))
+        if {**before, **same} != {**fingerprint, **same}:
             changed.append("its inputs changed")
-        if not changed:
+        if not changed and not moved:
             (partial / FAILED).unlink(missing_ok=True)
             say(f"  resuming what was interrupted in {partial}")
             return partial
-        say(f"  the interrupted try was made with other settings ({'; '.join(changed[:3])}): starting over")
+        say(f"  the interrupted try was made with other settings ({'; '.join([*moved, *changed][:3])}): starting over")
+        if not changed:
+            say(f"  it is kept in {artifacts.set_aside(partial)}; to go on with it there, move it back to {partial}")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir()
@@ -242,9 +275,24 @@ def _identity(settings: Settings) -> dict[str, Any]:
     return {"base": base_identity(settings.model), "tokenizer": load_tokenizer(settings.model).identity()}
 
 
-def _device(wanted: str) -> str:
+def _machine(settings: Settings) -> dict[str, str]:
+    """On what the model runs, and in which precision its weights are loaded: an unfinished stage goes on with neither
+    changed."""
     import torch
 
+    from rlhf_pipeline.models import dtype_of
+
+    wanted = settings.run.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("run.device is cuda, but torch finds no CUDA device", advice="--set run.device=cpu")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    return {"device": device, "dtype": str(dtype_of(settings.model, device)).removeprefix("torch.")}
+
+
+def _machine_in_words(identity: Mapping[str, Any], settings: Settings) -> str:
+    import torch
+
+    on_gpu = identity["device"] == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"threads: {settings.run.threads or torch.get_num_threads()}"
+    weights = "in 4 bits, computing in" if settings.model.quantization == "4bit" else "in"
+    return f"device: {identity['device']} ({where}), the base model {weights} {identity['dtype']}"

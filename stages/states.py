@@ -7,8 +7,9 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ def inspect_stage(
     finished = _inspect_finished(stage, settings, run_folder / stage.name, upstream, unknown)
     partial = partial_folder(run_folder, stage)
     if finished.state == "complete":
-        return finished
+        return replace(finished, reasons=_made_anew(stage, settings, partial, running))
     if stage.name in running:
         return StageState(stage.name, "running")
     if (partial / WAITING).is_file():
@@ -77,6 +78,23 @@ def inspect_stage(
     if (partial / FINGERPRINT).is_file():
         return StageState(stage.name, "interrupted", ("it resumes when the run is started again",))
     return finished
+
+
+def _made_anew(stage: Stage, settings: Settings, partial: Path, running: Collection[str]) -> tuple[str, ...]:
+    """What became of a try to make a complete stage anew, where it has not ended."""
+    if stage.name in running:
+        return ("it is being made anew",)
+    if not (partial / FINGERPRINT).is_file():
+        return ()
+    if differences(json.loads((partial / FINGERPRINT).read_text())["settings"], settings.relevant_to(stage)):
+        return ()  # it was a try with other settings
+    what = "was interrupted"
+    if (partial / FAILED).is_file():
+        what = f"failed ({_noted(partial / FAILED)})"
+    elif (partial / WAITING).is_file():
+        what = "waits for people"
+    command = f"rlhf run {shlex.quote(str(partial.parent))} {stage.name} --again"
+    return (f"making it anew {what}; {command} goes on with it, removing {partial} gives it up",)
 
 
 def note(path: Path, what: str) -> None:

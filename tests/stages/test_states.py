@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rlhf_pipeline.artifacts import open_artifact
-from rlhf_pipeline.errors import ConfigError, DataError, IncompatibleArtifact, UsageError, WaitingForPeople
-from stages import collect, runner, sample, sft
+from rlhf_pipeline.errors import (
+    ConfigError,
+    DataError,
+    IncompatibleArtifact,
+    TrainingError,
+    UsageError,
+    WaitingForPeople,
+)
+from stages import STAGES, collect, runner, sample, sft
 from stages.job import Job
 from stages.settings import Settings, load, load_kept
 from stages.states import StageState, inspect, locked, note_running, partial_folder
@@ -322,6 +331,123 @@ def test_a_half_made_stage_of_another_version_is_started_over(run_of, monkeypatc
     edit_json(Path(settings.run.folder) / "sft.partial" / "fingerprint.json", lambda f: f.update(colour="red"))
     runner.run(settings, ["sft"])
     assert "starting over" in capsys.readouterr().out
+
+
+def dies(job: Job) -> dict[str, Any]:
+    (job.folder / "half.txt").write_text("half")
+    raise KeyboardInterrupt
+
+
+def test_what_the_model_runs_on_is_said_once(run_of, capsys) -> None:
+    settings = run_of(run__device="cpu")
+    runner.run(settings)
+    out = capsys.readouterr().out
+    assert out.count("device: ") == 1
+    assert re.match(r"device: cpu \(threads: \d+\), the base model in float32\nsft: ", out)
+    assert "in bfloat16" not in out
+    runner.run(run_of(run__device="cpu", model__dtype="bfloat16"))
+    assert ", the base model in bfloat16\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("there", [{"device": "cuda"}, {"dtype": "bfloat16"}], ids=str)
+def test_an_unfinished_stage_is_not_resumed_on_another_machine_but_kept(
+    run_of, monkeypatch, capsys, there: dict[str, str]
+) -> None:
+    settings = run_of(run__device="cpu")
+    folder = Path(settings.run.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "run", dies)
+        patch.setattr(runner, "_machine", lambda _: {"device": "cpu", "dtype": "float32", **there})
+        patch.setattr(runner, "_machine_in_words", lambda *_: "device: another")
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(settings)
+    runner.run(settings, ["sft"])
+    out = capsys.readouterr().out
+    ((key, value),) = there.items()
+    assert f"made with other settings ({key}: {value} → " in out
+    aside = folder / "replaced" / "sft.partial-1"
+    assert f"it is kept in {aside}; to go on with it there, move it back to {folder}/sft.partial" in out
+    assert (aside / "half.txt").is_file()
+    assert set(open_artifact(folder / "sft").manifest.files) == {"out.txt"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_said_with_the_settings_that_help(run_of, monkeypatch, error: Exception) -> None:
+    def fails(job: Job) -> dict[str, Any]:
+        raise error
+
+    settings = run_of(run__parallel=2)
+    for module, advice in (
+        (
+            sft,
+            "lower sft.micro_batch_size, sft.max_length, or set sft.gradient_checkpointing: true, or run.parallel: 1",
+        ),
+        (sample, "lower sample.batch_size, sample.max_new_tokens, or run.parallel: 1; rlhf doctor"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "run", fails)
+            with pytest.raises(TrainingError, match=advice):
+                runner.run(settings)
+        name = module.__name__.removeprefix("stages.")
+        assert reasons(settings, name) == f"the memory is too small for {name} with these settings"
+    runner.run(settings)
+    assert set(states(settings).values()) == {"complete"}
+
+
+def test_the_settings_that_are_named_for_memory_exist() -> None:
+    for stage in STAGES:
+        section = Settings.model_fields[stage.name].annotation
+        assert set(stage.memory) <= section.model_fields.keys()
+        assert bool(stage.memory) == stage.uses_model
+
+
+def test_an_interrupted_try_to_make_a_stage_anew_is_not_forgotten(run_of, monkeypatch, capsys) -> None:
+    settings = run_of()
+    folder = Path(settings.run.folder)
+    runner.run(settings)
+    seen: list[str] = []
+
+    def looks_and_dies(job: Job) -> dict[str, Any]:
+        seen.append(reasons(settings, "sft"))
+        return dies(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "run", looks_and_dies)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(settings, ["sft"], again=True)
+    assert seen == ["it is being made anew"]
+    how = f"rlhf run {folder} sft --again goes on with it, removing {folder}/sft.partial gives it up"
+    assert set(states(settings).values()) == {"complete"}, "what was there is kept"
+    assert reasons(settings, "sft") == f"making it anew was interrupted; {how}"
+    capsys.readouterr()
+    runner.run(settings)
+    assert f"sft: complete (making it anew was interrupted; {how})\n" in capsys.readouterr().out
+    assert reasons(run_of(sft__save_every=3), "sft"), "a setting without effect"
+    runner.run(settings, ["sft"], again=True)
+    assert "sft: demonstrations → policy\n  resuming what was interrupted" in capsys.readouterr().out
+    assert "half.txt" in open_artifact(folder / "sft").manifest.files
+    assert reasons(settings, "sft") == ""
+
+
+def test_a_failed_try_to_make_a_stage_anew_says_why(run_of, monkeypatch) -> None:
+    settings = run_of()
+    runner.run(settings)
+
+    def fails(job: Job) -> dict[str, Any]:
+        raise DataError("nothing to learn")
+
+    monkeypatch.setattr(sft, "run", fails)
+    with pytest.raises(DataError):
+        runner.run(settings, ["sft"], again=True)
+    assert states(settings)["sft"] == "complete"
+    assert reasons(settings, "sft").startswith("making it anew failed (nothing to learn); rlhf run ")
 
 
 def test_waiting_is_a_state_with_its_words(run_of, monkeypatch, capsys) -> None:
