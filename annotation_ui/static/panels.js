@@ -16,7 +16,8 @@ export class Drawer {
     this.title = element("h2", { id: "drawer-title" });
     this.body = element("div", { class: "body", tabindex: "0", role: "region", "aria-labelledby": "drawer-title" });
     this.close = button("drawer-close", "", "Esc", () => this.toggle(""), { class: "quiet" });
-    this.root = element("aside", { id: "drawer", hidden: true, "aria-labelledby": "drawer-title" }, element("header", {}, this.title, this.close), this.body);
+    const head = element("header", {}, this.title, this.close);
+    this.root = element("aside", { id: "drawer", hidden: true, "aria-labelledby": "drawer-title" }, head, this.body);
     document.body.append(this.root);
   }
 
@@ -112,8 +113,12 @@ export class Help {
     if (this.root.open) return void this.root.close();
     const rows = form ? this.#ofForm(form) : [];
     for (const key of [...(form ? ["S", "U"] : ["U"]), ...WITHOUT_CHOICES]) rows.push([[key], t(`help.${key === "?" ? "help" : key.toLowerCase()}`)]);
-    const list = rows.map(([keys, words]) => element("div", {}, element("dt", {}, ...keys.map((key) => element("kbd", {}, key))), element("dd", {}, words)));
-    this.root.replaceChildren(element("h2", { id: "help-title" }, t("help.title")), element("dl", {}, ...list), element("p", {}, t("help.kept")), closing(this.root));
+    const list = rows.map(([keys, words]) => {
+      const caps = keys.map((key) => element("kbd", {}, key));
+      return element("div", {}, element("dt", {}, ...caps), element("dd", {}, words));
+    });
+    const title = element("h2", { id: "help-title" }, t("help.title"));
+    this.root.replaceChildren(title, element("dl", {}, ...list), element("p", {}, t("help.kept")), closing(this.root));
     this.root.showModal();
   }
 
@@ -170,7 +175,8 @@ export function colours(chosen = recall(CHOSEN) ?? "") {
 // onLanguage(): everything has to be said again
 export function menu(user, onLanguage) {
   const select = (id, label, options, value, change) => {
-    const made = element("select", { id }, ...Object.entries(options).map(([key, name]) => element("option", { value: key, selected: key === value }, name)));
+    const choices = Object.entries(options).map(([key, name]) => element("option", { value: key, selected: key === value }, name));
+    const made = element("select", { id }, ...choices);
     made.addEventListener("change", () => change(made.value));
     return element("label", {}, element("span", {}, label), made);
   };
@@ -181,8 +187,8 @@ export function menu(user, onLanguage) {
   if (user.admin) links.push(element("a", { href: "/admin/" }, t("menu.admin")));
   if (user.accounts) links.push(element("a", { href: "/password" }, t("menu.password")));
   const out = element("form", { method: "post", action: "/logout" }, element("button", { type: "submit", id: "sign-out" }, t("menu.sign_out")));
-  const made = element("details", { id: "menu" }, element("summary", {}, element("span", { dir: "auto" }, user.name)), element("div", {}, language, colour, ...links, out));
-  return made;
+  const name = element("summary", {}, element("span", { dir: "auto" }, user.name));
+  return element("details", { id: "menu" }, name, element("div", {}, language, colour, ...links, out));
 }
 
 // Remember the language: in this browser at once, on the server for this person's others.

@@ -42,7 +42,8 @@ export class Sheet {
   // Everything that was entered, for drafts; null where nothing was.
   content() {
     const { choice, groups, rules, ratings, comment, correction } = this;
-    const entered = choice || groups.length || this.flags.size || comment || correction || [...rules, ...ratings].some((one) => Object.keys(one).length);
+    const questions = [...rules, ...ratings].some((one) => Object.keys(one).length);
+    const entered = choice || groups.length || this.flags.size || comment || correction || questions;
     return entered ? { choice, groups, rules, ratings, flags: [...this.flags], comment, correction } : null;
   }
 
@@ -121,12 +122,9 @@ export class Sheet {
       }
     } else if (!this.choice) found.push({ text: t("missing.choice"), question: null });
     for (const place of this.places) {
-      this.form.rules.forEach((rule, at) => {
-        if (!(rule in this.rules[place])) found.push({ text: t("missing.question", { letter: LETTERS[place], question: short(rule) }), question: `rule-${place}-${at}` });
-      });
-      this.form.attributes.forEach(({ name }, at) => {
-        if (!(name in this.ratings[place])) found.push({ text: t("missing.question", { letter: LETTERS[place], question: short(name) }), question: `rating-${place}-${at}` });
-      });
+      const ask = (question, id) => found.push({ text: t("missing.question", { letter: LETTERS[place], question: short(question) }), question: id });
+      this.form.rules.forEach((rule, at) => rule in this.rules[place] || ask(rule, `rule-${place}-${at}`));
+      this.form.attributes.forEach(({ name }, at) => name in this.ratings[place] || ask(name, `rating-${place}-${at}`));
     }
     return found;
   }
@@ -153,10 +151,11 @@ export class Sheet {
 // What an answer (as the server gives it back) looked like on its sheet.
 export function savedOf(task, answer) {
   const chosen = ["response", "tie", "all_bad"].includes(answer.choice);
+  const broken = (place) => Object.fromEntries(task.form.rules.map((rule) => [rule, answer.rules[place].includes(rule)]));
   return {
     choice: chosen ? { choice: answer.choice, place: answer.place, strength: answer.strength } : null,
     groups: answer.ranking ?? [],
-    rules: answer.rules && task.responses.map((_, place) => Object.fromEntries(task.form.rules.map((rule) => [rule, answer.rules[place].includes(rule)]))),
+    rules: answer.rules && task.responses.map((_, place) => broken(place)),
     ratings: answer.ratings,
     flags: answer.flags,
     comment: answer.comment ?? "",

@@ -196,8 +196,8 @@ export class View {
     const parts = line.flatMap(({ place, tied }, at) => [...(at ? [this.#sign(at, tied)] : []), this.#chip(place, at)]);
     const full = line.length === sheet.places.length;
     if (!full && sheet.form.tie && line.length) {
-      const next = button("tie-next", this.pending ? "=" : ">", "=", () => this.tie(), { class: "sign", "aria-pressed": this.pending, "aria-label": t("ranking.tie_next") });
-      parts.push(next);
+      const about = { class: "sign", "aria-pressed": this.pending, "aria-label": t("ranking.tie_next") };
+      parts.push(button("tie-next", this.pending ? "=" : ">", "=", () => this.tie(), about));
     }
     const hint = line.length ? "" : t("ranking.hint");
     this.line.replaceChildren(element("span", { class: "end" }, t("ranking.best")), ...parts,
@@ -222,7 +222,9 @@ export class View {
       this.actions.changed();
       document.getElementById(`chip-${place}`)?.focus();
     };
-    const chip = button(`chip-${place}`, LETTERS[place], null, () => this.rank(place), { class: "chip", draggable: "true", "aria-label": t("ranking.chip", { letter: LETTERS[place], rank: this.sheet.rankOf(place) }) });
+    const label = t("ranking.chip", { letter: LETTERS[place], rank: this.sheet.rankOf(place) });
+    const about = { class: "chip", draggable: "true", "aria-label": label };
+    const chip = button(`chip-${place}`, LETTERS[place], null, () => this.rank(place), about);
     chip.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step) return;
