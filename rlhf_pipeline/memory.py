@@ -28,6 +28,8 @@ class Shape:
     hidden: int
     intermediate: int
     vocabulary: int
+    key_value: int
+    """Width of the keys of one token in one layer, which is that of its values too."""
 
 
 def adapter_parameters(shape: Shape, rank: int) -> int:
@@ -59,6 +61,20 @@ def activation_bytes(shape: Shape, *, tokens: int, width: int, checkpointing: bo
     A block keeps about ten tensors of the hidden size and four of the intermediate size per token; with checkpointing
     only its input, plus one whole block while it is recomputed. The head keeps float32 logits and their gradient.
     """
-    block = (10 * shape.hidden + 4 * shape.intermediate) * width
+    block = _block_bytes(shape, width)
     kept = shape.layers * shape.hidden * width + block if checkpointing else shape.layers * block
     return float(tokens * (kept + 2 * shape.vocabulary * 4))
+
+
+def generation_bytes(shape: Shape, *, rows: int, prompt: int, new: int, width: int) -> float:
+    """What sampling ``new`` tokens after ``prompt`` tokens takes for so many rows at once, at its end.
+
+    Every layer's keys and values; one block, through which all the prompts go; and of one token the logits, their
+    float32 probabilities, and the sums of these in float64.
+    """
+    cache = (prompt + new) * 2 * shape.layers * shape.key_value * width
+    return float(rows * (cache + prompt * _block_bytes(shape, width) + shape.vocabulary * (width + 4 + 2 * 8)))
+
+
+def _block_bytes(shape: Shape, width: int) -> int:
+    return (10 * shape.hidden + 4 * shape.intermediate) * width

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_pipeline.errors import PipelineError
+from stages import BY_NAME
 from stages.job import say
+from stages.ppo import SCALE_RESPONSES
 
 if TYPE_CHECKING:
     from rlhf_pipeline.memory import Shape
@@ -138,24 +140,41 @@ def _memory(settings: Settings) -> Iterator[Finding]:
             need += memory.full_training_bytes(shape) + (base if name == "dpo" else 0)
         else:
             need += base + memory.adapters_bytes(shape, rank=section.lora.rank, trained=1, frozen=int(name == "dpo"))
-        yield _fits(name, need, available)
+        yield _fits(settings, name, need, available)
+    for name, need in _sampling_needs(settings, shape, base, width):
+        yield _fits(settings, name, need, available)
+
+
+def _sampling_needs(settings: Settings, shape: Shape, base: float, width: int) -> Iterator[tuple[str, float]]:
+    """Of the stages that sample, for prompts as long as PPO takes them. PPO samples and learns in turn."""
+    from rlhf_pipeline import memory
+
+    ppo, prompt = settings.ppo, settings.ppo.max_prompt_length
+    rank = settings.sft.lora.rank if settings.sft.lora else ppo.lora.rank
+    for name in ("sample", "evaluate"):
+        section = getattr(settings, name)
+        rows, new = section.batch_size, section.max_new_tokens
+        need = base + memory.adapters_bytes(shape, rank=rank, trained=0, frozen=1 if name == "sample" else 3)
+        need += memory.generation_bytes(shape, rows=rows, prompt=prompt, new=new, width=width)
+        if name in settings.run.stages:
+            yield name, need
     if "ppo" in settings.run.stages:
-        rank = settings.sft.lora.rank if settings.sft.lora else settings.ppo.lora.rank
-        tokens = settings.ppo.micro_batch_tokens
         need = base + memory.adapters_bytes(shape, rank=rank, trained=2, frozen=2)
-        checkpointing = settings.ppo.gradient_checkpointing
-        need += memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=checkpointing)
         need += base if settings.reward.lora is None else 0  # the reward model is a model of its own
-        yield _fits("ppo", need, available)
+        rows = min(ppo.generation_batch, max(ppo.rollout_batch, SCALE_RESPONSES))
+        sampling = memory.generation_bytes(shape, rows=rows, prompt=prompt, new=ppo.max_new_tokens, width=width)
+        checkpointing, tokens = ppo.gradient_checkpointing, ppo.micro_batch_tokens
+        learning = memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=checkpointing)
+        yield "ppo", need + max(sampling, learning)
 
 
-def _fits(name: str, need: float, available: float) -> Finding:
+def _fits(settings: Settings, name: str, need: float, available: float) -> Finding:
     from rlhf_pipeline.memory import GIB
 
-    sentence = f"memory: {name} at most about {need / GIB:.2f} GiB (rows of max_length throughout)"
+    sentence = f"memory: {name} at most about {need / GIB:.2f} GiB (every prompt and row as long as is allowed)"
     if need <= available:
         return "ok", sentence
-    return "note", f"{sentence}, more than is there; lower {name}'s micro-batch or max_length"
+    return "note", f"{sentence}, more than is there; {settings.memory_advice(BY_NAME[name])}"
 
 
 def _shape(settings: Settings) -> Shape:
@@ -181,6 +200,8 @@ def _shape(settings: Settings) -> Shape:
         hidden=text.hidden_size,
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocabulary=text.vocab_size,
+        key_value=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads),
     )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rlhf_pipeline.rollout import Batch, Experience
 
 _KL_HORIZON = 10_000  # responses in which adaptive_kl can change the coefficient by a fifth (Ziegler et al. 2019)
-_SCALE_RESPONSES = 64  # at least so many of the SFT policy's responses settle what 0 and 1 mean as a normalised score
+SCALE_RESPONSES = 64  # at least so many of the SFT policy's responses settle what 0 and 1 mean as a normalised score
 _EARLY_STOP = 1.5  # times target_kl, as in OpenAI's Spinning Up
 
 
@@ -152,7 +152,7 @@ def run(job: Job) -> dict[str, Any]:
     checkpoint = load_checkpoint(job.folder / "checkpoints")
     if checkpoint is None:
         done, kl_coef = 0, config.kl_coef
-        rollout = sample("reference", 0, max(config.rollout_batch, _SCALE_RESPONSES), "scale")
+        rollout = sample("reference", 0, max(config.rollout_batch, SCALE_RESPONSES), "scale")
         scale = rollouts.ScoreScale.of(score(rollout, rollout.minibatches(1, config.micro_batch_tokens, 0)[0]))
         if config.estimator == "gae":
             rollouts.normalise_head(roles, "value", scale)

@@ -211,15 +211,10 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 def _out_of_memory(stage: Stage, job: Job) -> TrainingError:
-    advice = f"lower {', '.join(f'{stage.name}.{key}' for key in stage.memory)}"
-    if "gradient_checkpointing" in type(job.config).model_fields:
-        advice += f", or set {stage.name}.gradient_checkpointing: true"
-    if job.settings.run.parallel > 1:
-        advice += ", or run.parallel: 1"
     whose = "GPU's memory" if job.device == "cuda" else "memory"
     return TrainingError(
         f"the {whose} is too small for {stage.name} with these settings",
-        advice=f"{advice}; rlhf doctor estimates what each stage needs",
+        advice=f"{job.settings.memory_advice(stage)}; rlhf doctor estimates what each stage needs",
     )
 
 

@@ -105,6 +105,13 @@ class Settings(Section):
         manifest = self.sample.policy_manifest() if stage.name == "sample" else None
         return [*sources, str(manifest)] if manifest else sources
 
+    def memory_advice(self, stage: Stage) -> str:
+        """What to change where a stage lacks memory."""
+        advice = f"lower {', '.join(f'{stage.name}.{key}' for key in stage.memory)}"
+        if getattr(self.section(stage), "gradient_checkpointing", None) is False:
+            advice += f", or set {stage.name}.gradient_checkpointing: true"
+        return advice + (", or run.parallel: 1" if self.run.parallel > 1 else "")
+
     def _values_beside(self, stage: Stage) -> dict[str, Any]:
         """What a stage reads beside its own section, by dotted key."""
         values = {key: self._value(key) for key in self._keys_of(stage)}

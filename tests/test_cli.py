@@ -171,7 +171,7 @@ def test_the_doctor_counts_a_full_reward_model_beside_the_base(tmp_path: Path, m
     from stages import doctor, settings
 
     needs: dict[str, float] = {}
-    monkeypatch.setattr(doctor, "_fits", lambda name, need, _: needs.setdefault(name, need) and ("ok", name))
+    monkeypatch.setattr(doctor, "_fits", lambda _, name, need, there: needs.setdefault(name, need) and ("ok", name))
     found = {}
     for lora in ("{rank: 16}", "null"):
         needs.clear()
