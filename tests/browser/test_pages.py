@@ -120,9 +120,9 @@ def test_hostile_texts_are_shown_and_do_nothing(serve: Callable[..., Site], tmp_
             page.wait_for_function(
                 "n => [...document.querySelectorAll('[id^=plain-] textarea')].filter(e => e.value).length > n", arg=2
             )
-            shown = page.locator("[id^=plain-]:not(#plain-status, #plain-prompt, #plain-guidelines) textarea").evaluate_all(
-                "all => all.map(e => e.value).filter(Boolean)"
-            )
+            shown = page.locator(
+                "[id^=plain-]:not(#plain-status, #plain-prompt, #plain-guidelines) textarea"
+            ).evaluate_all("all => all.map(e => e.value).filter(Boolean)")
             assert sorted(shown) == wanted
             page.click("#skip")
             page.wait_for_function(
