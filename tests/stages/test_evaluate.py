@@ -255,3 +255,13 @@ def test_a_response_that_gold_cannot_read_counts_as_lost_and_is_said() -> None:
     sft, dpo = rows(7, [5.0, 5.0, None]), rows(8, [None, 6.0, 4.0])
     entry = evaluate._measure(dpo, sft, "gold")
     assert (entry["wins"], entry["losses"], entry["gold"], entry["read"]) == (2, 1, 5.0, pytest.approx(2 / 3))
+
+
+def test_the_same_words_are_a_tie_however_they_ended() -> None:
+    def row(ids: list[int], score: float, ended: bool = True) -> dict[str, Any]:
+        return {"text": "", "ids": ids, "ended": ended, "score": score}
+
+    sft = [row([7, 1], 0.5), row([7, 8], 0.5, ended=False), row([7, 1], 0.5)]
+    dpo = [row([7, 2], 0.5000001), row([7, 2], 0.6), row([8, 1], 0.4)]
+    entry = evaluate._measure(dpo, sft, "reward_model")
+    assert (entry["ties"], entry["wins"], entry["losses"]) == (1, 1, 1)
