@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf_pipeline.store.records import Form
+from rlhf_pipeline.records import Message, Prompt
+from rlhf_pipeline.store.records import Form, NewResponse, NewTask
 from tests.browser.conftest import Site
 from tests.browser.rounds import PAIR, READY, TOO_SOON_MS, make_round, press, sent, task_of, texts_by_id, texts_of
 
@@ -255,6 +257,37 @@ def test_leases_are_renewed_each_minute(serve: Callable[..., Site], tmp_path: Pa
     with page.expect_response("**/api/v1/leases/renew"):
         page.clock.fast_forward(61_000)
     assert site.store.assignment(int(task_of(page))).lease_until > until  # type: ignore[union-attr]
+
+
+def test_work_on_a_task_that_meanwhile_went_to_others_is_kept(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 4))
+    page = site.page("Ann")
+    page.wait_for_selector(READY)
+    later = round(time.time() * 1000) + 700_000
+    taken = site.store.lease(site.round_id, site.store.user("Bob"), 4, now=later)  # Ann's leases have run out by then
+    assert len(taken) == 4
+    press(page, "1")
+    sent(page)
+    page.wait_for_selector("#status:has-text('saved')")
+    [row] = site.store.judgements(site.round_id)
+    assert (row.user, row.choice) == ("Ann", "response")
+    assert site.store.progress(site.round_id).leased >= 3  # Bob keeps his
+
+
+def test_a_long_conversation_begins_at_its_last_turn(serve: Callable[..., Site], tmp_path: Path) -> None:
+    store, round_id = make_round(tmp_path, 0)
+    turns = [Message("system", "Be brief.")]
+    turns += [Message(("user", "assistant")[n % 2], f"turn {n}\n\n$x_{n}$") for n in range(31)]
+    store.add_tasks(round_id, [NewTask(Prompt(tuple(turns)), (NewResponse("one"), NewResponse("two")))])
+    page = serve(store, round_id).page("Ann")
+    page.wait_for_selector(READY)
+    assert page.locator(".turn").count() == 32
+    assert page.locator(".turn .who").all_inner_texts()[:3] == ["System", "User", "Assistant"]
+    assert page.locator(".turn math").count() == 31
+    box, last = page.locator("#prompt").bounding_box(), page.locator(".turn").last.bounding_box()
+    assert box["y"] <= last["y"]
+    assert last["y"] + last["height"] <= box["y"] + box["height"] + 1
+    assert page.locator("#pick-a").bounding_box()["y"] < 860  # and the buttons are on the screen
 
 
 def test_two_people_at_once_never_get_one_task(serve: Callable[..., Site], tmp_path: Path) -> None:
