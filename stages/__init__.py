@@ -41,7 +41,7 @@ STAGES = (
     Stage("collect", "preferences", (), ("sample",), _IMPORTS, False, "judgements → preferences"),
     Stage("reward", "reward_model", ("sft", "collect"), (), _SPLIT, True, "preferences → reward model", _ROWS),
     Stage("dpo", "policy", ("sft", "collect"), (), _SPLIT, True, "preferences → policy, by DPO", _ROWS),
-    Stage("ppo", "policy", ("sft", "reward"), (), _PROMPTS, True, "reward model → policy, by PPO", _ROLLOUTS),
+    Stage("ppo", "policy", ("sft",), ("reward",), _PROMPTS, True, "reward model → policy, by PPO", _ROLLOUTS),
     Stage("evaluate", "evaluation", ("sft",), _JUDGED, _PROMPTS, True, "policies → win rates, report", _SAMPLED),
 )
 NAMES = tuple(stage.name for stage in STAGES)

@@ -15,7 +15,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_pipeline.config import NO_EFFECT, LoraSection, Section
 from rlhf_pipeline.errors import TrainingError
@@ -31,6 +31,29 @@ if TYPE_CHECKING:
 _KL_HORIZON = 10_000  # responses in which adaptive_kl can change the coefficient by a fifth (Ziegler et al. 2019)
 SCALE_RESPONSES = 64  # at least so many of the SFT policy's responses settle what 0 and 1 mean as a normalised score
 _EARLY_STOP = 1.5  # times target_kl, as in OpenAI's Spinning Up
+
+
+class Reward(Section):
+    """A source of scores."""
+
+    source: str = Field("reward_model", min_length=1)
+    """``reward_model`` is that of the reward stage; otherwise a Python file, e.g. ``rewards/short.py``."""
+    function: str = Field("score", min_length=1)
+    """In a Python file: ``function(prompts, responses) -> scores``; prompts are lists of messages, responses texts."""
+    weight: float = 1.0
+    """With several sources: of this one's score, counted in its standard deviations; below zero it is a penalty."""
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, weight: float) -> float:
+        if weight == 0:
+            raise ValueError("a weight of 0 leaves the source out; take it away")
+        return weight
+
+    @property
+    def file(self) -> str | None:
+        """The Python file, where it is one."""
+        return None if self.source == "reward_model" else self.source
 
 
 class Critic(Section):
@@ -58,6 +81,9 @@ class Config(Section):
     """Responses to each prompt of an iteration; ``rloo`` and ``grpo`` need at least 2. Raising it makes their baseline
     less noisy and leaves fewer prompts in an iteration."""
 
+    rewards: list[Reward] = Field(default_factory=list)
+    """What is learnt to please; empty is the reward stage's model. Several are added up, each in its standard
+    deviations: ``[{source: reward_model}, {source: rewards/short.py, function: score, weight: 0.3}]``."""
     iterations: int = Field(100, ge=1)
     """How many times responses are sampled and learnt from."""
     rollout_batch: int = Field(128, ge=1)
@@ -110,11 +136,18 @@ class Config(Section):
                 f"rollout_batch ({self.rollout_batch}) is not a multiple of samples_per_prompt "
                 f"({self.samples_per_prompt})"
             )
+        if len({(one.source, one.function) for one in self.rewards}) < len(self.rewards):
+            raise ValueError("rewards names one source twice; give it one weight")
         if self.estimator != "gae" and self.samples_per_prompt < 2:
             raise ValueError(
                 f"estimator: {self.estimator} compares the responses to one prompt; samples_per_prompt: 4, say"
             )
         return self
+
+
+def sources(config: Config) -> list[Reward]:
+    """What scores responses."""
+    return config.rewards or [Reward()]
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -130,8 +163,8 @@ def run(job: Job) -> dict[str, Any]:
     config: Config = job.config
     torch.manual_seed(job.seed)
     chat = load_tokenizer(job.settings.model)
-    prompts = ppo_start.encoded_prompts(job, chat)
-    roles, score = ppo_start.make_roles(job, chat)
+    prompts, conversations = ppo_start.encoded_prompts(job, chat)
+    roles, score = ppo_start.make_roles(job, chat, conversations)
     ppo_start.require_equal_start(roles, prompts, chat)
     frozen = {name: roles.fingerprint(name) for name in (None, *roles.names(trainable=False))}
 
@@ -153,17 +186,19 @@ def run(job: Job) -> dict[str, Any]:
     if checkpoint is None:
         done, kl_coef = 0, config.kl_coef
         rollout = sample("reference", 0, max(config.rollout_batch, SCALE_RESPONSES), "scale")
-        scale = rollouts.ScoreScale.of(score(rollout, rollout.minibatches(1, config.micro_batch_tokens, 0)[0]))
-        if config.estimator == "gae":
-            rollouts.normalise_head(roles, "value", scale)
+        groups = rollout.minibatches(1, config.micro_batch_tokens, 0)[0]
+        score.settle(rollout, groups)
+        scale = rollouts.ScoreScale.of(score(rollout, groups)[0])
+        if "value" in roles:
+            rollouts.normalise_head(roles, "value", score.unit_of("reward_model", scale))
     else:
         done, kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
         scale = rollouts.ScoreScale(*checkpoint.state["scale"])
+        score.scales = {name: rollouts.ScoreScale(*parts) for name, parts in checkpoint.state["scales"].items()}
         job.say(f"resumed after iteration {done} of {config.iterations}{checkpoint.remark()}")
     job.say(f"scores of the SFT policy: mean {scale.mean:.3f}, standard deviation {scale.std:.3f}")
-    rates = {"policy": config.learning_rate}
-    if config.estimator == "gae":
-        rates["value"] = config.critic.learning_rate
+    critic = {"value": config.critic.learning_rate} if "value" in roles else {}
+    rates = {"policy": config.learning_rate, **critic}
     optimizer = torch.optim.AdamW(
         [{"params": roles.parameters(name), "lr": rate} for name, rate in rates.items()],
         betas=(0.9, 0.95),
@@ -187,10 +222,8 @@ def run(job: Job) -> dict[str, Any]:
             seeds = (rollouts.derived_seed(job.seed, iteration, epoch) for epoch in range(config.num_ppo_epochs))
             plan = [rollout.minibatches(config.num_minibatches, config.micro_batch_tokens, seed) for seed in seeds]
             groups = [rows for minibatch in plan[0] for rows in minibatch]
-            measured, raw = (
-                rollouts.measure(roles, rollout, groups, temperature=config.temperature),
-                score(rollout, groups),
-            )
+            measured = rollouts.measure(roles, rollout, groups, temperature=config.temperature)
+            raw, by_source = score(rollout, groups)
             scores = scale.apply(
                 raw, rollout.ended, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
             )
@@ -208,25 +241,22 @@ def run(job: Job) -> dict[str, Any]:
                 "step": iteration + 1,
                 **rollouts.describe(rollout, measured, raw, rewards, returns),
                 **learnt,
+                **{f"objective/scores/{name}": mean for name, mean in by_source.items()},
                 "objective/kl_coef": kl_coef,
                 "learning_rate": config.learning_rate * remaining,
                 "seconds/rollout": sampled - started,
                 "seconds/score": scored - sampled,
                 "seconds/train": time.monotonic() - scored,
             }
-            if config.adaptive_kl is not None:
-                kl_coef = next_kl_coef(
-                    kl_coef,
-                    row["objective/kl"],
-                    target=config.adaptive_kl,
-                    horizon=_KL_HORIZON,
-                    episodes=config.rollout_batch,
-                )
+            if (target := config.adaptive_kl) is not None:
+                episodes, kl = config.rollout_batch, row["objective/kl"]
+                kl_coef = next_kl_coef(kl_coef, kl, target=target, horizon=_KL_HORIZON, episodes=episodes)
             writer.write(row)
             if (iteration + 1) % config.save_every == 0 and iteration + 1 < config.iterations:
                 ppo_start.require_unmoved(roles, frozen)
                 trained = {name: roles.state(name) for name in rates} | {"optimizer": optimizer.state_dict()}
-                settled = {"kl_coef": kl_coef, "scale": (scale.mean, scale.std)}
+                scales = {name: (one.mean, one.std) for name, one in score.scales.items()}
+                settled = {"kl_coef": kl_coef, "scale": (scale.mean, scale.std), "scales": scales}
                 save_checkpoint(job.folder / "checkpoints", iteration + 1, trained | settled)
                 job.say(_summary(row, config.iterations))
             advance(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_pipeline.errors import DataError, TrainingError
@@ -12,18 +13,23 @@ if TYPE_CHECKING:
 
     import torch
 
+    from rlhf_pipeline.records import Messages
+    from rlhf_pipeline.rewards import Scoring
     from rlhf_pipeline.roles import Roles
     from rlhf_pipeline.rollout import Rollout, Scorer
     from rlhf_pipeline.tokenization import ChatTokenizer
-    from stages.ppo import Config
+    from stages.ppo import Config, Reward
+
+    Conversations = Mapping[tuple[int, ...], Messages]
 
 
-def encoded_prompts(job: Job, chat: ChatTokenizer) -> list[list[int]]:
-    """The training prompts' ids; what is too long is counted and left out."""
+def encoded_prompts(job: Job, chat: ChatTokenizer) -> tuple[list[list[int]], Conversations]:
+    """The training prompts' ids, and their messages by ids; what is too long is counted and left out."""
     from stages.prompts import load_prompts
 
     limit = job.config.max_prompt_length
-    encoded = [chat.encode_prompt(prompt.messages) for prompt in load_prompts(job).train]
+    prompts = load_prompts(job).train
+    encoded = [chat.encode_prompt(prompt.messages) for prompt in prompts]
     kept = [ids for ids in encoded if len(ids) <= limit]
     if len(kept) < len(encoded):
         job.say(f"{len(encoded) - len(kept)} of {len(encoded)} prompts have more than {limit} tokens and are left out")
@@ -33,48 +39,87 @@ def encoded_prompts(job: Job, chat: ChatTokenizer) -> list[list[int]]:
             where="ppo.max_prompt_length",
             advice="raise it",
         )
-    return kept
+    return kept, {tuple(ids): prompt.messages for ids, prompt in zip(encoded, prompts, strict=True)}
 
 
-def make_roles(job: Job, chat: ChatTokenizer) -> tuple[Roles, Scorer]:
+def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> tuple[Roles, Scoring]:
     """The base with its roles, and what scores a rollout."""
-    import torch
-
     from rlhf_pipeline import models
+    from rlhf_pipeline.rewards import Scoring
     from rlhf_pipeline.roles import Roles
-    from rlhf_pipeline.rollout import adapter_scores
+    from stages.ppo import sources
 
     config: Config = job.config
-    sft, reward = job.inputs["sft"].folder, job.inputs["reward"].folder
-    full_sft, full_reward = models.full_model(sft), models.full_model(reward)
+    sft = job.inputs["sft"].folder
+    full_sft = models.full_model(sft)
     roles = Roles(models.load_causal_lm(job.settings.model, device=job.device, folder=full_sft))
     if full_sft is None:
         roles.add("reference", folder=sft / "adapter")
     else:
         roles.add("reference", lora=config.lora)  # B = 0: the SFT model itself
     roles.add("policy", copy_of="reference", trainable=True)
-    if full_reward is None:
-        roles.add("reward", folder=reward / "adapter")
-        roles.set_head("reward", models.read_score_head(reward / "adapter"))
-        if config.estimator == "gae":
-            roles.add("value", copy_of="reward", trainable=True)
-    else:
-        if config.estimator == "gae":
-            roles.add("value", lora=config.lora, trainable=True)
-            roles.set_head("value", torch.zeros(1, roles.base.config.get_text_config().hidden_size))
-        reward_model = models.load_reward_model(job.settings.model, reward, device=job.device)
-        job.say("the reward model has all weights of its own: it is held in memory beside the base")
+    scorers: dict[str, tuple[float, Scorer]] = {}
+    for one in sources(config):
+        if one.file is None:
+            scorers["reward_model"] = one.weight, _reward_model(job, roles, chat)
+        else:
+            name = f"{Path(one.file).stem}.{one.function}"
+            scorers[name] = one.weight, _function(one, chat, conversations)
+            job.say(f"scores by {one.function} of {one.file}")
+    if config.estimator == "gae":
+        _add_value(roles, config)
     if config.gradient_checkpointing:
         roles.recompute_layers()
+    return roles, Scoring(scorers)
+
+
+def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer) -> Scorer:
+    """The reward stage's model: a role on the base, or a model of its own beside it."""
+    import torch
+
+    from rlhf_pipeline import models
+    from rlhf_pipeline.rollout import adapter_scores
+
+    reward = job.inputs["reward"].folder
+    whole = models.full_model(reward) is not None
+    if whole:
+        reward_model = models.load_reward_model(job.settings.model, reward, device=job.device)
+        job.say("the reward model has all weights of its own: it is held in memory beside the base")
+    else:
+        roles.add("reward", folder=reward / "adapter")
+        roles.set_head("reward", models.read_score_head(reward / "adapter"))
 
     def score(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
         judged = rollout.ending_with(chat.end_id)
-        if full_reward is None:
+        if not whole:
             return adapter_scores(roles, judged, groups)
         scores = reward_model.score([[*p, *r] for p, r in zip(judged.prompts, judged.responses, strict=True)])
         return torch.tensor(scores, device=job.device)
 
-    return roles, score
+    return score
+
+
+def _function(source: Reward, chat: ChatTokenizer, conversations: Conversations) -> Scorer:
+    from rlhf_pipeline.rewards import function_scorer, load_function
+
+    path = Path(source.source)
+    return function_scorer(
+        load_function(path, source.function),
+        path,
+        messages=lambda ids: [message.to_json() for message in conversations[tuple(ids)]],
+        text=chat.decode_response,
+    )
+
+
+def _add_value(roles: Roles, config: Config) -> None:
+    """The value starts as the reward model, which knows what is good, where that is a role; else from nothing."""
+    import torch
+
+    if "reward" in roles:
+        roles.add("value", copy_of="reward", trainable=True)
+        return
+    roles.add("value", lora=config.lora, trainable=True)
+    roles.set_head("value", torch.zeros(1, roles.base.config.get_text_config().hidden_size))
 
 
 def require_unmoved(roles: Roles, frozen: Mapping[str | None, str]) -> None:

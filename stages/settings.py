@@ -17,6 +17,7 @@ from stages.collect import Config as CollectConfig
 from stages.dpo import Config as DpoConfig
 from stages.evaluate import Config as EvaluateConfig
 from stages.ppo import Config as PpoConfig
+from stages.ppo import sources as ppo_sources
 from stages.reward import Config as RewardConfig
 from stages.sample import Config as SampleConfig
 from stages.sft import Config as SftConfig
@@ -77,6 +78,12 @@ class Settings(Section):
             for needed in BY_NAME[name].needs:
                 if needed not in self.run.stages:
                     raise ValueError(f"run.stages has {name}, which needs {needed}; add {needed} or leave {name} out")
+        learns = "ppo" in self.run.stages and any(one.file is None for one in ppo_sources(self.ppo))
+        if learns and "reward" not in self.run.stages:
+            raise ValueError(
+                "run.stages has ppo, which needs reward; add reward or leave ppo out, "
+                "or let Python files alone score (ppo.rewards)"
+            )
         return self
 
     def section(self, stage: Stage) -> Section:
@@ -99,11 +106,14 @@ class Settings(Section):
         return any(place.startswith(section) or section.startswith(place) for place in places)
 
     def data_sources(self, stage: Stage) -> list[str]:
-        """Paths and hub ids of the data that a stage reads; for a policy of another run, its manifest."""
+        """Paths and hub ids of what a stage reads: data, another run's policy (its manifest), reward functions."""
         beside = self._values_beside(stage).values()
         sources = [source.path for source in beside if isinstance(source, SourceConfig)]
-        manifest = self.sample.policy_manifest() if stage.name == "sample" else None
-        return [*sources, str(manifest)] if manifest else sources
+        if stage.name == "sample" and (manifest := self.sample.policy_manifest()):
+            sources.append(str(manifest))
+        if stage.name == "ppo":
+            sources += [one.file for one in ppo_sources(self.ppo) if one.file]
+        return sources
 
     def memory_advice(self, stage: Stage) -> str:
         """What to change where a stage lacks memory."""

@@ -332,3 +332,17 @@ def test_a_run_notices_what_people_do_after_it_has_read_their_judgements(tmp_pat
     assert rlhf("run", settings).code == 0
     assert state() == ("complete", "")
     store.close()
+
+
+@pytest.mark.slow
+def test_ppo_learns_from_a_python_file_alone_and_notices_its_change(tmp_path: Path) -> None:
+    file = tmp_path / "short.py"
+    file.write_text("def score(prompts, responses):\n    return [-len(text) for text in responses]\n", encoding="utf-8")
+    changes = {"run": {"stages": ["sft", "ppo", "evaluate"]}, "ppo": {"rewards": [{"source": str(file)}]}}
+    settings = write_config(tmp_path, changes)
+    made = rlhf("run", settings)
+    assert made.code == 0, made.err
+    assert f"scores by score of {file}" in made.out
+    file.write_text(file.read_text(encoding="utf-8") + "# shorter is better\n", encoding="utf-8")
+    stages = json.loads(rlhf("status", tmp_path / "run", "--json").out)["stages"]
+    assert stages["ppo"] == {"state": "stale", "reasons": [f"the data in {file} changed"]}

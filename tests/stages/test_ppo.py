@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from rlhf_pipeline import logprobs, models
 from rlhf_pipeline.config import LoraSection, ModelConfig
 from rlhf_pipeline.data import DataConfig
-from rlhf_pipeline.errors import DataError, TrainingError
+from rlhf_pipeline.errors import ConfigError, DataError, TrainingError
 from rlhf_pipeline.metrics import read_metrics
+from rlhf_pipeline.rewards import Scoring
 from rlhf_pipeline.roles import Roles
 from stages import ppo, ppo_start
 from stages.job import Job
@@ -153,6 +154,92 @@ def test_without_a_critic(estimator: str, tmp_path: Path, monkeypatch: pytest.Mo
         ppo.run(job)
     ppo.run(job)
     assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+REWARDS = """
+def shorter(prompts, responses):
+    assert all(prompt[-1]["role"] == "user" and prompt[-1]["content"].startswith("Why is") for prompt in prompts)
+    return [-len(response) for response in responses]
+
+def lost(prompts, responses):
+    return [1.0] * (len(responses) - 1)
+
+def undefined(prompts, responses):
+    return [float("nan") for _ in responses]
+
+def broken(prompts, responses):
+    return [1 / 0 for _ in responses]
+"""
+
+
+def test_a_python_function_scores(tmp_path: Path) -> None:
+    """Alone it needs no reward model; what it prefers is learnt, and an interrupted run ends the same."""
+    model = make_inputs(tmp_path)
+    file = tmp_path / "mine.py"
+    file.write_text(REWARDS, encoding="utf-8")
+    rewards = [{"source": str(file), "function": "shorter"}]
+    job = make_job(tmp_path, model, rewards=rewards, iterations=30, learning_rate=1e-2, max_new_tokens=8, kl_coef=0.0)
+    del job.inputs["reward"]  # type: ignore[attr-defined]
+    ppo.run(job)
+    rows = read_metrics(tmp_path / "ppo" / "metrics.jsonl")
+    early, late = (sum(row["objective/scores"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
+    assert early < late
+    assert "objective/scores/mine.shorter" not in rows[0]
+
+
+def test_several_sources_are_added_in_their_standard_deviations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_inputs(tmp_path)
+    file = tmp_path / "mine.py"
+    file.write_text(REWARDS, encoding="utf-8")
+    rewards = [{"weight": 2.0}, {"source": str(file), "function": "shorter", "weight": -0.5}]
+    totals: list[tuple[torch.Tensor, dict[str, float]]] = []
+    call = Scoring.__call__
+
+    def watched(self: Scoring, *arguments: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        totals.append(call(self, *arguments))
+        return totals[-1]
+
+    monkeypatch.setattr(Scoring, "__call__", watched)
+    ppo.run(make_job(tmp_path, model, "whole", rewards=rewards))
+    row = read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
+    assert totals[0][0].mean().item() == pytest.approx(0, abs=1e-5)  # settled on these very responses
+    assert row["objective/scores"] == pytest.approx(totals[1][0].mean().item())
+    assert set(totals[1][1]) == {"reward_model", "mine.shorter"}
+    assert row["objective/scores/mine.shorter"] == totals[1][1]["mine.shorter"] < 0
+
+    learn, calls = ppo._learn, itertools.count(1)
+
+    def learn_and_fail(*arguments: Any) -> dict[str, float]:
+        learnt = learn(*arguments)
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return learnt
+
+    monkeypatch.setattr(ppo, "_learn", learn_and_fail)
+    job = make_job(tmp_path, model, rewards=rewards)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(job)
+    ppo.run(job)
+    assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("absent", ConfigError, "has no function absent\n.*it has shorter, lost, undefined, broken"),
+        ("lost", TrainingError, r"gave 63 scores; wanted is a finite number for each of 64 responses"),
+        ("undefined", TrainingError, r"gave the score nan at place 0"),
+        ("broken", TrainingError, r"failed: line 13: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_reward_functions_that_do_not_work(function: str, error: type[Exception], message: str, tmp_path: Path) -> None:
+    model = make_inputs(tmp_path)
+    file = tmp_path / "mine.py"
+    file.write_text(REWARDS, encoding="utf-8")
+    with pytest.raises(error, match=message):
+        ppo.run(make_job(tmp_path, model, rewards=[{"source": str(file), "function": function}]))
 
 
 @pytest.mark.parametrize(("full_sft", "full_reward"), [(True, False), (False, True), (True, True)])
@@ -369,6 +456,10 @@ def test_settings_that_cannot_be_met() -> None:
         ppo.Config(rollout_batch=6, samples_per_prompt=4)
     with pytest.raises(ValueError, match="estimator: rloo compares the responses to one prompt"):
         ppo.Config(estimator="rloo")
+    with pytest.raises(ValueError, match="a weight of 0 leaves the source out"):
+        ppo.Config(rewards=[{"weight": 0}])
+    with pytest.raises(ValueError, match="rewards names one source twice"):
+        ppo.Config(rewards=[{}, {"weight": 2}])
 
 
 @pytest.mark.slow
@@ -406,8 +497,8 @@ def test_it_converges_to_the_known_optimum(estimator: str, tmp_path: Path, monke
 
     chat = SimpleNamespace(stop_ids=frozenset({0}), end_id=0, pad_id=1)
     monkeypatch.setattr(tokenization, "load_tokenizer", lambda _: chat)
-    monkeypatch.setattr(ppo_start, "encoded_prompts", lambda *_: prompts)
-    monkeypatch.setattr(ppo_start, "make_roles", lambda *_: (roles, score))
+    monkeypatch.setattr(ppo_start, "encoded_prompts", lambda *_: (prompts, {}))
+    monkeypatch.setattr(ppo_start, "make_roles", lambda *_: (roles, Scoring({"table": (1.0, score)})))
     monkeypatch.setattr(rollouts.ScoreScale, "of", lambda _: rollouts.ScoreScale(0.0, 1.0))
     start = [distribution("policy", p) for p in prompts]
     ppo.run(
