@@ -13,7 +13,7 @@ from rlhf_pipeline.store.records import Form
 from tests.annotation_ui.hostile import HOSTILE
 from tests.browser.conftest import Site
 from tests.browser.rounds import READY, make_round, press, sent
-from tests.browser.test_forms import QUESTIONS
+from tests.browser.test_answering import QUESTIONS
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
