@@ -125,7 +125,8 @@ class _Fields:
 
     def show(self, responses: Sequence[dict[str, Any]]) -> list[Any]:
         """New values of ``shown``: the responses' exact texts, nothing answered."""
-        texts = [r["text"] for r in responses]
+        cut = languages.words("en")["text.cut"]
+        texts = [f"{r['text']}\n\n{cut}" if r["cut"] else r["text"] for r in responses]
         filled = [gr.update(value=t, visible=True) for t in texts]
         empty = [gr.update(value="", visible=False) for _ in range(self.places - len(texts))]
         return [*filled, *empty, *([] if isinstance(one, gr.CheckboxGroup) else None for one in self.asked)]

@@ -95,6 +95,7 @@ class TextOut(_Said):
     text: str
     role: str | None = None
     original: str | None = Field(None, description="of a response that may be corrected")
+    cut: bool = Field(False, description="a response that was cut off at a limit before it ended")
 
 
 class TaskOut(_Said):

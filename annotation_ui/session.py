@@ -17,7 +17,17 @@ from annotation_ui.protocol import DraftIn, JudgementIn, UndoIn
 from annotation_ui.render import to_html, visible
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store.records import Answer, Assignment, Feedback, JudgementRow, PastJudgement, Progress, text_digest
+from rlhf_pipeline.store.records import (
+    Answer,
+    Assignment,
+    Feedback,
+    Form,
+    JudgementRow,
+    PastJudgement,
+    Progress,
+    StoredResponse,
+    text_digest,
+)
 
 HOLD = 4
 """Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""
@@ -134,13 +144,17 @@ def task_view(assignment: Assignment) -> dict[str, Any]:
     return {
         "assignment": assignment.id,
         "prompt": [{"role": m.role, **_shown(m.content)} for m in assignment.prompt],
-        "responses": [
-            {**_shown(r.text), "original": r.text} if form.correction else _shown(r.text) for r in assignment.responses
-        ],
+        "responses": [_response_view(r, form) for r in assignment.responses],
         "form": form.to_json(),
         "practice": assignment.purpose == "training",
         "draft": dict(assignment.draft) if assignment.draft else None,
     }
+
+
+def _response_view(response: StoredResponse, form: Form) -> dict[str, Any]:
+    """With a word on its end: what was cut off at a limit is judged as that."""
+    original = {"original": response.text} if form.correction else {}
+    return {**_shown(response.text), "cut": response.finish == "length", **original}
 
 
 def _shown(text: str) -> dict[str, str]:

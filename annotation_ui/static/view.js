@@ -45,6 +45,7 @@ export class View {
     if (this.raw) block.textContent = item.text;
     else block.innerHTML = item.html; // inert: made by render.py
     if (!item.text.trim()) block.replaceChildren(element("em", { class: "nothing" }, t("text.empty")));
+    if (item.cut) block.append(element("p", { class: "nothing cut", dir: "auto" }, t("text.cut")));
     return block;
   }
 

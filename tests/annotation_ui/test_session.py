@@ -31,8 +31,16 @@ def test_tasks_say_nothing_about_where_responses_come_from(judging: Judging, sto
     given = judging.next(store.user("ann"))
     assert len(given["tasks"]) == HOLD
     assert set(given["tasks"][0]) == {"assignment", "prompt", "responses", "form", "practice", "draft"}
-    assert set(given["tasks"][0]["responses"][0]) == {"html", "text"}
+    assert set(given["tasks"][0]["responses"][0]) == {"html", "text", "cut"}
     assert b"secret" not in to_json(given)
+
+
+def test_a_response_that_was_cut_off_says_so(store: JudgementStore) -> None:
+    round_id = store.open_round("cut", overlap=1, seed=0, source_digest="cut", lease_seconds=60)
+    responses = (NewResponse("whole.", "eos"), NewResponse("torn in the", "length"), NewResponse("unknown", None))
+    store.add_tasks(round_id, [NewTask(Prompt((Message("user", "q"),)), responses)])
+    [task] = Judging(store, round_id).next(store.user("ann"))["tasks"]
+    assert {r["text"]: r["cut"] for r in task["responses"]} == {"whole.": False, "torn in the": True, "unknown": False}
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from rlhf_pipeline.records import Preference, read_jsonl
+from rlhf_pipeline.records import Message, Preference, Prompt, read_jsonl
 from rlhf_pipeline.store import JudgementStore
+from rlhf_pipeline.store.records import NewResponse, NewTask
 from stages import collect
 from stages.collect import Config
 from tests.browser.conftest import Site
-from tests.browser.rounds import READY, TOO_SOON_MS, good, make_round, press, sent, task_of
+from tests.browser.rounds import READY, TOO_SOON_MS, good, make_round, press, sent, task_of, texts_of
 from tests.stages.test_collect import job, response_set, run_folder
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -269,3 +270,18 @@ def test_signing_in_as_another_person_on_one_computer_mixes_nothing_up(
     assert [row.user for row in site.store.judgements(site.round_id)] == ["Bob"]
     boxes = page.evaluate("Object.entries(localStorage).filter(([k]) => k.startsWith('rlhf-outbox-'))")
     assert sorted(len(json.loads(value)) for _, value in boxes) == [0, 1]
+
+
+def test_a_response_that_was_cut_off_says_so_where_it_ends(serve: Callable[..., Site], tmp_path: Path) -> None:
+    store = JudgementStore.open(tmp_path / "judgements.db")
+    round_id = store.open_round("cut", overlap=1, seed=0, source_digest="cut", lease_seconds=60)
+    responses = (NewResponse("It ends.", "eos"), NewResponse("It stops in", "length"))
+    store.add_tasks(round_id, [NewTask(Prompt((Message("user", "How?"),)), responses)])
+    page = serve(store, round_id).page("Ann")
+    page.wait_for_selector(READY)
+    texts = sorted(texts_of(page))
+    assert texts[0] == "It ends."
+    assert texts[1].split("\n")[0] == "It stops in"
+    assert "cut off here" in texts[1]
+    page.keyboard.press("x")
+    assert "cut off here" in sorted(texts_of(page))[1]
