@@ -74,7 +74,8 @@ def _buttons(form: Form) -> list[tuple[dict[str, Any], gr.Button]]:
         label = words[key].replace("{letter}", LETTERS[place])
         payload = {"choice": "response", "place": place, "strength": strength}
         add(f"pick-{side}{strength or ''}", label, payload, pair and form.strength == bool(strength))
-        if (side, strength) == ("a", None):
+        # Tab goes through the buttons as they stand on the screen: a tie between two strengths, or after both sides.
+        if (side, strength) == (("a", None) if form.strength else ("b", 3)):
             add("pick-tie", T("choose.tie"), {"choice": "tie"}, pair and form.tie)
     add("pick-bad", T("choose.both_bad" if pair else "choose.all_bad"), {"choice": "all_bad"}, form.all_bad)
     add("submit", T("choose.submit"), {"choice": "ranking"}, not pair)

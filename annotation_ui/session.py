@@ -114,9 +114,12 @@ class Judging:
                 version = text_digest(self.store.guidelines(self.round_id))
                 self._state = time.monotonic(), self.store.progress(self.round_id), version
             _, progress, version = self._state
+        mine = self.store.count_of(self.round_id, user_id)
+        # Known answers and repeats are none of those that are wanted: a number that stood still would give them away.
+        unseen = mine - self.store.count_of(self.round_id, user_id, purpose="judge")
         return {
-            "mine": self.store.count_of(self.round_id, user_id),
-            "done": progress.wanted - progress.remaining,
+            "mine": mine,
+            "done": min(progress.wanted, progress.wanted - progress.remaining + unseen),
             "wanted": progress.wanted,
             "guidelines": version,
         }

@@ -111,7 +111,7 @@ def annotate(
     """Serve the annotation app: people compare the sampled responses in a browser."""
     from stages import collect, settings
 
-    chosen = settings.load(_run_folder(folder))
+    chosen = settings.load_to_look(_run_folder(folder))
     round_id = collect.open_for_people(chosen, folder)
     if chosen.collect.judges != "people":
         print(
@@ -135,7 +135,7 @@ def chat(
     from stages import settings
 
     quiet_libraries()
-    chatting.chat(settings.load(_run_folder(folder)), folder, policies or [], once)
+    chatting.chat(settings.load_to_look(_run_folder(folder)), folder, policies or [], once)
 
 
 @app.command()
@@ -144,7 +144,7 @@ def report(folder: RunFolder) -> None:
     from stages import report as reporting
     from stages import settings
 
-    print(reporting.build(settings.load(_run_folder(folder)), folder))
+    print(reporting.build(settings.load_to_look(_run_folder(folder)), folder))
 
 
 @app.command()

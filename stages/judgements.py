@@ -63,7 +63,7 @@ def export_round(
     from rlhf_pipeline.exchange import Pseudonyms, Terms, export, find_format, read_round, read_salt, salt_beside, write
 
     known = find_format(format)
-    _check_out(out)
+    _check_out(out, as_list=known.as_list)
     if not known.for_training and (min_margin is not None or min_probability > 0.5 or not corrections or drop_flagged):
         raise UsageError(
             f"{format} holds single judgements: no pairs are decided that could be left out",
@@ -144,7 +144,7 @@ def _store(folder: Path, *, must_exist: bool) -> Iterator[tuple[JudgementStore, 
         raise UsageError(
             "not a run folder: it has no config.yaml", where=str(folder), advice="rlhf run CONFIG makes one"
         )
-    chosen = settings.load(folder)
+    chosen = settings.load_to_look(folder)
     location = _location(chosen, folder)
     if must_exist and "://" not in location and not Path(location).is_file():
         raise UsageError(
@@ -190,9 +190,11 @@ def _many(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, *, as_list: bool) -> None:
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"the name ends in {out.suffix or 'no suffix'!r}", where=str(out), advice="name it FILE.jsonl")
+    if as_list and out.suffix.lower() == ".jsonl":
+        raise UsageError("this format is one JSON list, not a row a line", where=str(out), advice="name it FILE.json")
     if not out.parent.is_dir():
         raise UsageError("there is no such folder", where=str(out.parent), advice=f"mkdir -p {out.parent}")
     ours = out.with_name(out.name + ".manifest.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -165,6 +166,18 @@ def load_kept(run_folder: Path) -> tuple[Settings, list[str]]:
     """
     unknown: list[str] = []
     return configuration.load(Settings, run_folder / "config.yaml", unknown=unknown), unknown
+
+
+def load_to_look(run_folder: Path) -> Settings:
+    """The settings that a run folder keeps, for what trains nothing: keys of another version are said and passed over.
+
+    Raises:
+        ConfigError: a value is wrong, or a key is missing.
+    """
+    chosen, unknown = load_kept(run_folder)
+    if unknown:
+        print(f"note: this run is of another version, which knew {', '.join(unknown)}", file=sys.stderr)
+    return chosen
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _store(folder: Path) -> Iterator[JudgementStore]:
     from rlhf_pipeline.store import JudgementStore
     from stages import collect, settings
 
-    store = JudgementStore.open(collect.store_url(settings.load(folder).collect, folder))
+    store = JudgementStore.open(collect.store_url(settings.load_to_look(folder).collect, folder))
     try:
         yield store
     finally:

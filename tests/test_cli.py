@@ -262,6 +262,10 @@ def test_status_of_a_run_of_another_version_names_what_it_does_not_know(tmp_path
     refused = rlhf("run", run)
     assert refused.code == 2
     assert "unknown key model.speed" in refused.err
+    looked = rlhf("report", run)
+    assert (looked.code, looked.err) == (0, "note: this run is of another version, which knew model.speed\n")
+    for command in (("judgements", "rounds", run), ("users", "list", run)):
+        assert "which knew model.speed" in rlhf(*command).err
 
 
 def test_status_and_run_say_what_to_type_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ export class Drawer {
       : element("span", { class: "nothing" }, t("history.closed"));
     return element("article", { class: "past" },
       element("p", { class: "asked", dir: "auto" }, asked.length > 160 ? `${asked.slice(0, 160)}…` : asked),
-      element("p", { class: "said", dir: "auto" }, said.filter(Boolean).join(" · ")),
+      element("p", { class: "said" }, said.filter(Boolean).join(" · ")),
       element("footer", {}, element("time", { datetime: new Date(item.at).toISOString() }, time(item.at)), change));
   }
 }

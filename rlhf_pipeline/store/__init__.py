@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select, true, update
 
 from rlhf_pipeline.errors import AnswerRefused, StoreError
 from rlhf_pipeline.store import rounds
@@ -51,6 +51,7 @@ from rlhf_pipeline.store.records import (
     Order,
     PastJudgement,
     Progress,
+    Purpose,
     Round,
     Submitted,
     TaskRow,
@@ -362,14 +363,15 @@ class JudgementStore:
         with self.database.read() as connection:
             return judgements_of(connection, round_id, user_id)[::-1]
 
-    def count_of(self, round_id: int, user_id: int) -> int:
-        """How many tasks of a round one person has judged or skipped."""
+    def count_of(self, round_id: int, user_id: int, *, purpose: Purpose | None = None) -> int:
+        """How many tasks of a round one person has judged or skipped, for one purpose or whatever they were for."""
         query = (
             select(func.count())
             .select_from(assignment)
             .join(task, task.c.id == assignment.c.task_id)
             .where(assignment.c.user_id == user_id, assignment.c.state.in_(("done", "skipped")))
             .where(task.c.round_id == round_id, assignment.c.purpose != "adjudicate")
+            .where(assignment.c.purpose == purpose if purpose else true())
         )
         with self.database.read() as connection:
             return int(connection.execute(query).scalar_one())

@@ -35,6 +35,24 @@ def test_tasks_say_nothing_about_where_responses_come_from(judging: Judging, sto
     assert b"secret" not in to_json(given)
 
 
+def test_the_numbers_on_the_screen_do_not_tell_known_answers_from_others(store: JudgementStore) -> None:
+    """Both go up by one with every answer, whatever the task was for."""
+    terms = {"overlap": 1, "seed": 3, "source_digest": "g", "lease_seconds": 60, "gold_rate": 0.5}
+    round_id = store.open_round("gold", **terms)
+    pairs = [(NewResponse(f"a{i}"), NewResponse(f"b{i}")) for i in range(40)]
+    store.add_tasks(round_id, [NewTask(Prompt((Message("user", f"q{i}"),)), pair) for i, pair in enumerate(pairs)])
+    for task in store.tasks(round_id)[:15]:
+        store.set_gold(task.id, Gold("response", task.responses[0].id), None)
+    judging, ann = Judging(store, round_id), store.user("ann")
+    tasks = judging.next(ann)["tasks"]
+    for number in range(1, 13):
+        given = judging.submit(ann, answer(tasks[0], f"token-{number:04d}"))
+        tasks = given["tasks"]
+        assert (given["progress"]["mine"], given["progress"]["done"]) == (number, number)
+    purposes = {row.purpose for row in store.judgements(round_id)}
+    assert purposes == {"judge", "gold"}
+
+
 def test_a_response_that_was_cut_off_says_so(store: JudgementStore) -> None:
     round_id = store.open_round("cut", overlap=1, seed=0, source_digest="cut", lease_seconds=60)
     responses = (NewResponse("whole.", "eos"), NewResponse("torn in the", "length"), NewResponse("unknown", None))

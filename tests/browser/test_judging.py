@@ -80,7 +80,7 @@ def test_buttons_do_what_the_keys_do(serve: Callable[..., Site], tmp_path: Path)
     sent(page)
     rows = site.store.judgements(site.round_id)
     assert [row.choice for row in rows] == ["response", "response", "tie"]
-    page.wait_for_selector("text=3 of 5 judged · 3 by you")
+    page.wait_for_selector("text=3 of 5 done · 3 by you")
     assert rows[0].response_id == rows[0].left_id
     assert rows[1].response_id != rows[1].left_id
     assert "secret" not in page.content()

@@ -50,7 +50,7 @@ def test_thirty_tasks_by_keyboard_only(serve: Callable[..., Site], tmp_path: Pat
             press(page, "12"[place] if number % 3 else "ab"[place])
             expected.append(shown[place])
     sent(page)
-    page.wait_for_selector("text=30 of 30 judged · 30 by you")
+    page.wait_for_selector("text=30 of 30 done · 30 by you")
     assert "Nothing is left for you" in page.inner_text("#done")
     rows = site.store.judgements(site.round_id)
     texts = texts_by_id(site.store, site.round_id)
@@ -181,7 +181,7 @@ def test_looking_back_and_changing_an_answer(serve: Callable[..., Site], tmp_pat
     texts = texts_by_id(site.store, site.round_id)
     changed = next(row for row in rows if str(row.assignment_id) == first)
     assert (changed.revision, texts[changed.response_id or 0]) == (2, shown[1])
-    page.wait_for_selector("text=3 of 6 judged · 3 by you")
+    page.wait_for_selector("text=3 of 6 done · 3 by you")
 
 
 def test_an_answer_that_can_no_longer_be_changed_offers_no_change(serve: Callable[..., Site], tmp_path: Path) -> None:

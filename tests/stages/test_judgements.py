@@ -84,15 +84,16 @@ def test_options_reach_the_export(run: Path) -> None:
 
 @pytest.mark.parametrize("format", EXPORT_FORMATS)
 def test_every_format_there_and_back(format: str, run: Path, tmp_path: Path) -> None:
-    assert export(run, format=format).code == 0
+    out = "out.json" if EXPORT_FORMATS[format].as_list else "out.jsonl"
+    assert export(run, format=format, out=out).code == 0
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(run / "config.yaml", other)
-    first = rlhf("judgements", "import", other, run / "out.jsonl")
+    first = rlhf("judgements", "import", other, run / out)
     assert first.code == 0, first.err
     assert first.out.startswith(f"format: {format}; ")
     assert "round 1 (import " in first.out
-    second = rlhf("judgements", "import", other, run / "out.jsonl")
+    second = rlhf("judgements", "import", other, run / out)
     assert "\n0 judgements by 0 judges, 0 new tasks" in second.out
     assert len(rlhf("judgements", "rounds", other).out.splitlines()) == 1
     assert rlhf("judgements", "export", other, "-f", "trl", "-o", tmp_path / "again.jsonl").code == 0
@@ -181,3 +182,10 @@ def test_suffixes_are_those_that_can_be_read(run: Path) -> None:
     for suffix in SUFFIXES:
         assert export(run, out=f"x{suffix}").code == 0
         assert rlhf("judgements", "import", run, run / f"x{suffix}").code == 0
+
+
+def test_a_list_is_not_written_into_a_file_of_lines(run: Path) -> None:
+    refused = rlhf("judgements", "export", run, "--format", "label-studio", "--out", run / "out.jsonl")
+    assert refused.code == 2
+    assert "name it FILE.json" in refused.err
+    assert not (run / "out.jsonl").exists()
