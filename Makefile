@@ -14,7 +14,7 @@ annotate: $(VENV)/.installed  ## judge the demo's responses in your browser
 	$(BIN)/rlhf annotate $(RUN)
 
 test: $(VENV)/.installed lint  ## everything that CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed  ## the tests that take under five seconds each
 	$(BIN)/python -m pytest -n 2 -m "not slow and not browser"

@@ -301,7 +301,7 @@ def test_two_people_at_once_never_get_one_task(serve: Callable[..., Site], tmp_p
                 press(page, "1")
     for page in pages:
         sent(page)
-        page.wait_for_selector("text=10 of 10 judged", timeout=25_000)
+        page.wait_for_selector("text=10 of 10 done", timeout=25_000)
     rows = site.store.judgements(site.round_id)
     assert sorted(row.task_id for row in rows) == sorted(task.id for task in site.store.tasks(site.round_id))
     assert {row.user for row in rows} == {"Ann", "Bob"}
