@@ -140,7 +140,7 @@ def test_without_a_critic(estimator: str, tmp_path: Path, monkeypatch: pytest.Mo
         assert len(prompts) == 8
         assert prompts[:4] == prompts[:1] * 4 != prompts[4:] == prompts[4:5] * 4
 
-    learn, calls = ppo._learn, itertools.count(1)
+    learn, calls = ppo.learn, itertools.count(1)
 
     def learn_and_fail(*arguments: Any) -> dict[str, float]:
         learnt = learn(*arguments)
@@ -148,7 +148,7 @@ def test_without_a_critic(estimator: str, tmp_path: Path, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return learnt
 
-    monkeypatch.setattr(ppo, "_learn", learn_and_fail)
+    monkeypatch.setattr(ppo, "learn", learn_and_fail)
     job = make_job(tmp_path, model, estimator=estimator, samples_per_prompt=4)
     with pytest.raises(KeyboardInterrupt):
         ppo.run(job)
@@ -209,7 +209,7 @@ def test_several_sources_are_added_in_their_standard_deviations(
     assert set(totals[1][1]) == {"reward_model", "mine.shorter"}
     assert row["objective/scores/mine.shorter"] == totals[1][1]["mine.shorter"] < 0
 
-    learn, calls = ppo._learn, itertools.count(1)
+    learn, calls = ppo.learn, itertools.count(1)
 
     def learn_and_fail(*arguments: Any) -> dict[str, float]:
         learnt = learn(*arguments)
@@ -217,7 +217,7 @@ def test_several_sources_are_added_in_their_standard_deviations(
             raise KeyboardInterrupt
         return learnt
 
-    monkeypatch.setattr(ppo, "_learn", learn_and_fail)
+    monkeypatch.setattr(ppo, "learn", learn_and_fail)
     job = make_job(tmp_path, model, rewards=rewards)
     with pytest.raises(KeyboardInterrupt):
         ppo.run(job)
@@ -294,7 +294,7 @@ def test_bfloat16(tmp_path: Path) -> None:
 def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_inputs(tmp_path)
     ppo.run(make_job(tmp_path, model, "whole", adaptive_kl=0.5))
-    learn, calls = ppo._learn, itertools.count(1)
+    learn, calls = ppo.learn, itertools.count(1)
 
     def learn_and_fail(*arguments: Any) -> dict[str, float]:
         learnt = learn(*arguments)
@@ -302,7 +302,7 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path, monkeypatch: pyte
             raise KeyboardInterrupt
         return learnt
 
-    monkeypatch.setattr(ppo, "_learn", learn_and_fail)
+    monkeypatch.setattr(ppo, "learn", learn_and_fail)
     job = make_job(tmp_path, model, adaptive_kl=0.5)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
