@@ -1,4 +1,4 @@
-"""The losses of preference learning and PPO, and the estimators beside them: pure functions on tensors.
+"""The losses of PPO, and the estimators beside them: pure functions on tensors.
 
 Masks are 1 where a token counts. What a mask leaves out never enters a result, whatever stands there.
 A loss over tokens is a sum divided by ``token_count``, the number of tokens of the whole optimiser step, so that
@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
@@ -104,40 +103,6 @@ def ppo_value_loss(
     with torch.no_grad():
         decided = masked_sum((clipped > plain).to(values.dtype), mask)
     return ValueLoss(0.5 * masked_sum(torch.maximum(plain, clipped), mask) / token_count, decided)
-
-
-def bradley_terry_loss(
-    chosen: Tensor, rejected: Tensor, *, margin: Tensor | float = 0.0, centering: float = 0.0
-) -> Tensor:
-    """Negative log-likelihood of each comparison, ``(pairs,)`` (Bradley and Terry 1952; InstructGPT, arXiv:2203.02155,
-    equation 1). Written down for the tests: reward models are trained by TRL, whose loss they hold to it.
-
-    ``-log σ(chosen - rejected - margin) + centering (chosen + rejected)²``.
-
-    Args:
-        chosen, rejected: scores, ``(pairs,)``.
-        margin: by how much ``chosen`` should lead (Llama 2, arXiv:2307.09288, equation 2).
-        centering: keeps scores around zero (Eisenstein et al. 2023, arXiv:2312.09244, equation 2).
-    """
-    return -F.logsigmoid(chosen - rejected - margin) + centering * (chosen + rejected).square()
-
-
-def dpo_loss(
-    chosen_logprobs: Tensor,
-    rejected_logprobs: Tensor,
-    ref_chosen_logprobs: Tensor,
-    ref_rejected_logprobs: Tensor,
-    *,
-    beta: float,
-) -> Tensor:
-    """DPO's loss of each pair, ``(pairs,)`` (Rafailov et al. 2023, arXiv:2305.18290, equation 7). Written down for the
-    tests: policies are trained by TRL, whose loss they hold to it.
-
-    ``-log σ(β [(log π(chosen) - log π_ref(chosen)) - (log π(rejected) - log π_ref(rejected))])``; each argument is the
-    sum of a response's token log-probabilities, ``(pairs,)``.
-    """
-    margin = (chosen_logprobs - ref_chosen_logprobs) - (rejected_logprobs - ref_rejected_logprobs)
-    return -F.logsigmoid(beta * margin)
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

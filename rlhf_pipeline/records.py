@@ -68,7 +68,10 @@ class Demonstration:
 class Preference:
     """Two responses to one prompt; ``probability`` is that of ``chosen`` being the better one (0.5 to 1).
 
-    ``chosen_cut`` and ``rejected_cut``: the response was cut off at a limit, so it must not be learnt as one that ends.
+    Args:
+        tie: neither is better; ``probability`` is 0.5, and which of the two is called ``chosen`` says nothing.
+        weight: how much the pair counts in a loss, beside others.
+        chosen_cut, rejected_cut: the response was cut off at a limit, so it must not be learnt as one that ends.
     """
 
     prompt: Prompt
@@ -81,6 +84,8 @@ class Preference:
     meta: Mapping[str, Any] = field(default_factory=dict)
     chosen_cut: bool = False
     rejected_cut: bool = False
+    weight: float = 1.0
+    tie: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """TRL's conversational form with an explicit prompt, plus what TRL does not read."""
@@ -89,6 +94,8 @@ class Preference:
             "chosen": [{"role": "assistant", "content": self.chosen}],
             "rejected": [{"role": "assistant", "content": self.rejected}],
             "probability": self.probability,
+            "tie": self.tie,
+            "weight": self.weight,
             "margin": self.margin,
             "source": self.source,
             "judgements": self.judgements,
@@ -112,6 +119,8 @@ class Preference:
             meta=row["meta"],
             chosen_cut=row.get("chosen_cut", False),
             rejected_cut=row.get("rejected_cut", False),
+            weight=row.get("weight", row["meta"].get("weight", 1.0)),
+            tie=row.get("tie", False),
         )
 
 

@@ -25,7 +25,9 @@ def test_prompt_id_depends_on_roles_and_text() -> None:
 
 
 def test_round_trips(tmp_path: Path) -> None:
-    preference = Preference(PROMPT, "yes", "no", 0.75, 1.5, "people", 4, {"late": 1}, rejected_cut=True)
+    preference = Preference(
+        PROMPT, "yes", "no", 0.75, 1.5, "people", 4, {"late": 1}, rejected_cut=True, weight=0.5, tie=True
+    )
     responses = ResponseSet(PROMPT, (SampledResponse("a", (1, 2), True), SampledResponse("", (3,), False)))
     path = tmp_path / "rows.jsonl"
     assert write_jsonl(path, [preference.to_json(), responses.to_json()]) == 2
@@ -33,3 +35,11 @@ def test_round_trips(tmp_path: Path) -> None:
     assert Preference.from_json(first) == preference
     assert ResponseSet.from_json(second) == responses
     assert not path.with_name("rows.jsonl.tmp").exists()
+
+
+def test_preferences_of_earlier_versions_are_read() -> None:
+    row = Preference(PROMPT, "yes", "no", meta={"weight": 0.25}).to_json()
+    for key in ("weight", "tie", "chosen_cut", "rejected_cut"):
+        del row[key]
+    assert Preference.from_json(row) == Preference(PROMPT, "yes", "no", meta={"weight": 0.25}, weight=0.25)
+    assert Preference.from_json(row | {"meta": {}}) == Preference(PROMPT, "yes", "no")

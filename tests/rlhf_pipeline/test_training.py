@@ -18,8 +18,8 @@ from rlhf_pipeline import models, training
 from rlhf_pipeline.config import LoraSection, ModelConfig, TrainingSection
 from rlhf_pipeline.errors import ConfigError
 from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
-from rlhf_pipeline.losses import bradley_terry_loss, dpo_loss
 from rlhf_pipeline.model_source import load_config
+from rlhf_pipeline.preference_losses import bradley_terry_loss, centering_penalty, dpo_loss
 from rlhf_pipeline.tokenization import load_tokenizer
 from rlhf_pipeline.trainer_checkpoints import newest_checkpoint, read_complete, seal
 from tests import tiny_models
@@ -205,8 +205,9 @@ def test_the_trainer_of_reward_models_minimises_bradley_terry(tmp_path, centerin
         theirs = training.evaluation_loss(trainer, columns)
     chosen, rejected = (torch.tensor(models.RewardModel(classifier).score(rows)) for rows in sides)
     assert (chosen - rejected).abs().min() > 1e-2
-    ours = bradley_terry_loss(chosen, rejected, margin=torch.tensor(margins or 0.0), centering=centering).mean()
-    assert theirs == pytest.approx(ours.item(), abs=1e-6)
+    ours = bradley_terry_loss(chosen, rejected, margin=torch.tensor(margins or 0.0))
+    ours = ours + centering * centering_penalty(chosen, rejected)
+    assert theirs == pytest.approx(ours.mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.1, 2.0])
