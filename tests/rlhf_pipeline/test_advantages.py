@@ -1,13 +1,11 @@
-"""Rewards, GAE and whitening: by hand, against brute force; and what policy gradient and fixed point they lead to."""
+"""Rewards, GAE and whitening by hand and against brute force; ``test_fixed_points.py`` has what they lead to."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from rlhf_pipeline.advantages import (
     gae,
@@ -18,9 +16,6 @@ from rlhf_pipeline.advantages import (
     on_every_token,
     whiten,
 )
-from rlhf_pipeline.losses import kl_k3, ppo_policy_loss
-
-BETA = 0.5
 
 
 def test_rewards_by_hand() -> None:
@@ -51,7 +46,7 @@ def test_gae_is_brute_force_on_the_tokens_that_count(dtype: torch.dtype, toleran
     rewards, values = torch.randn(2, 64, 37, dtype=dtype)
     mask = torch.rand(64, 37) < 0.7  # holes inside, as a tool's tokens would leave, and padding of any length
     mask &= torch.arange(37) < torch.randint(1, 38, (64, 1))
-    for gamma, lam in [(1.0, 0.95), (0.9, 0.3), (1.0, 1.0), (0.5, 0.0)]:
+    for gamma, lam in [(1.0, 0.95), (1.0, 1.0), (0.5, 0.0), *torch.rand(3, 2).tolist()]:
         advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=lam)
         for row in range(64):
             chosen = mask[row]
@@ -59,6 +54,16 @@ def test_gae_is_brute_force_on_the_tokens_that_count(dtype: torch.dtype, toleran
             assert torch.allclose(advantages[row][chosen], torch.tensor(expected, dtype=dtype), atol=tolerance * 10)
         assert torch.equal(returns, torch.where(mask, advantages + values, torch.zeros((), dtype=dtype)))
         assert (advantages[~mask] == 0).all()
+
+
+def test_undiscounted_returns_are_the_rewards_still_to_come() -> None:
+    """γ = λ = 1: the KL penalty of every later token is among them, whatever the values say."""
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 8, 9, dtype=torch.float64)
+    mask = torch.arange(9) < torch.randint(1, 10, (8, 1))
+    _, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    to_come = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
+    assert torch.allclose(returns, to_come, atol=1e-12)
 
 
 def test_masked_values_change_nothing() -> None:
@@ -95,74 +100,6 @@ def test_kl_controller() -> None:
     assert next_kl_coef(0.1, 6.6, target=6.0, horizon=10_000, episodes=500) == pytest.approx(0.1 * 1.005)
     assert next_kl_coef(0.1, 99.0, target=6.0, horizon=10_000, episodes=500) == pytest.approx(0.1 * 1.01)
     assert next_kl_coef(0.1, -5.0, target=6.0, horizon=10_000, episodes=500) == pytest.approx(0.1 * 0.99)
-
-
-class Tabular:
-    """All responses of up to two tokens over {stop, 1, 2, 3}; a policy is a table of logits by state."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(3)
-        self.responses = [(0,)] + [(a, b) for a, b in itertools.product((1, 2, 3), range(4))]
-        self.mask = torch.tensor([[1, len(y) > 1] for y in self.responses]).long()
-        self.states = torch.tensor([[0, y[0]] for y in self.responses])
-        self.tokens = torch.tensor([[y[0], y[1] if len(y) > 1 else 0] for y in self.responses])
-        self.scores = torch.randn(len(self.responses), dtype=torch.float64)
-        self.ref = self.logprobs(torch.randn(4, 4, dtype=torch.float64))
-
-    def logprobs(self, table: Tensor) -> Tensor:
-        """``(responses, 2)`` token log-probabilities."""
-        return torch.log_softmax(table, -1)[self.states, self.tokens] * self.mask
-
-    def objective(self, table: Tensor) -> Tensor:
-        sums, ref = self.logprobs(table).sum(1), self.ref.sum(1)
-        return (sums.exp() * (self.scores - BETA * (sums - ref))).sum()
-
-    def optimum(self) -> Tensor:
-        return torch.softmax(self.ref.sum(1) + self.scores / BETA, 0)
-
-    def engine_loss(self, table: Tensor, *, lam: float, values: Tensor, rewards: Callable[[Tensor], Tensor]) -> Tensor:
-        """The trained loss, each response weighted with its probability instead of being sampled."""
-        logprobs = self.logprobs(table)
-        old = logprobs.detach()
-        advantages, _ = gae(rewards(old), values, self.mask, gamma=1.0, lam=lam)
-        weight = old.sum(1).exp()[:, None]
-        return ppo_policy_loss(logprobs, old, advantages * weight, self.mask, cliprange=0.2, token_count=1).loss
-
-    def k1_rewards(self, old: Tensor) -> Tensor:
-        return kl_penalised_rewards(self.scores, old, self.ref, self.mask, kl_coef=BETA)
-
-    def k3_rewards(self, old: Tensor) -> Tensor:
-        plain = kl_penalised_rewards(self.scores, old, self.ref, self.mask, kl_coef=0.0)
-        return plain - BETA * kl_k3(old, self.ref) * self.mask
-
-
-@pytest.mark.parametrize("baseline", [False, True])
-def test_the_gradient_is_exact(baseline: bool) -> None:
-    """Every response enumerated: the engine's gradient is that of E[score - β log π/π_ref] at λ = 1."""
-    world = Tabular()
-    table = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
-    by_state = torch.randn(4, dtype=torch.float64) * baseline
-    loss = world.engine_loss(table, lam=1.0, values=by_state[world.states], rewards=world.k1_rewards)
-    ours = torch.autograd.grad(loss, table)[0]
-    exact = torch.autograd.grad(-world.objective(table), table)[0]
-    assert (ours - exact).norm() / exact.norm() < 1e-10
-
-
-@pytest.mark.parametrize(("rewards", "right"), [("k1_rewards", True), ("k3_rewards", False)])
-def test_fixed_point_is_the_kl_regularised_optimum(rewards: str, right: bool) -> None:
-    """k1 in the reward ends at π_ref exp(r/β)/Z; k3 in the reward does not."""
-    world = Tabular()
-    table = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
-    fit = torch.optim.Adam([table], lr=0.1)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(fit, 2500)
-    zeros = torch.zeros(world.mask.shape, dtype=torch.float64)
-    for _ in range(2500):
-        fit.zero_grad()
-        world.engine_loss(table, lam=1.0, values=zeros, rewards=getattr(world, rewards)).backward()
-        fit.step()
-        decay.step()
-    distance = 0.5 * (world.logprobs(table).sum(1).exp() - world.optimum()).abs().sum().item()
-    assert distance < 1e-4 if right else distance > 0.03
 
 
 def test_groups_by_hand() -> None:
