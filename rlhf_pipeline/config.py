@@ -49,6 +49,9 @@ class LoraSection(Section):
     """Dropout on the adapter's input during SFT; reward, DPO and PPO switch it off."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Which linear layers carry an adapter: ``all-linear`` (not the head) or a list of module names."""
+    top_layers: int | None = Field(None, ge=1)
+    """Only so many of the uppermost decoder layers carry it; null is all. Fewer learn less, and PPO runs the layers
+    below once per iteration for all roles and epochs. What starts as a copy of the SFT adapter has its layers."""
 
 
 class ModelConfig(Section):

@@ -40,6 +40,7 @@ class _Batch:
     tokens: Tensor  # (rows, new) what the next forward reads
     positions: Tensor  # (rows, new)
     uniforms: Tensor | None  # (rows, max_new_tokens), None when greedy
+    copies: Tensor | None  # (rows,) places among the different prompts, where one stands for several rows until read
     responses: dict[int, list[int]] = field(default_factory=dict)
 
     def keep(self, alive: Tensor) -> None:
@@ -50,6 +51,15 @@ class _Batch:
         self.mask, self.tokens, self.positions = self.mask[index], self.tokens[index], self.positions[index]
         if self.uniforms is not None:
             self.uniforms = self.uniforms[index]
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """After the prompts were read: a row for every sample of one, ``(prompts, vocabulary)`` → ``(rows, …)``."""
+        if self.copies is None:
+            return logits
+        index, self.copies = self.copies, None
+        self.cache.batch_select_indices(index)
+        self.mask, self.positions = self.mask[index], self.positions[index]
+        return logits[index]
 
 
 def generate(
@@ -138,11 +148,16 @@ def _start(
     *,
     greedy: bool,
 ) -> _Batch:
-    """Left-padded tensors of these prompts; pads are masked and hold position 0, and positions count real tokens."""
+    """Left-padded tensors of these prompts; pads are masked and hold position 0, and positions count real tokens.
+
+    A prompt that several rows share is there once.
+    """
     device = cast(Tensor, model.get_input_embeddings().weight).device
-    width = max(len(prompts[row]) for row in rows)
-    tokens = torch.tensor([[pad_id] * (width - len(prompts[row])) + list(prompts[row]) for row in rows])
-    mask = torch.tensor([[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows])
+    different = {ids: place for place, ids in enumerate(dict.fromkeys(tuple(prompts[row]) for row in rows))}
+    copies = torch.tensor([different[tuple(prompts[row])] for row in rows], device=device)
+    width = max(map(len, different))
+    tokens = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in different])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in different])
     uniforms = None if greedy else torch.stack([_uniforms(seed, row, max_new_tokens) for row in rows])
     return _Batch(
         rows=rows,
@@ -151,6 +166,7 @@ def _start(
         tokens=tokens.to(device),
         positions=(mask.cumsum(-1) - 1).clamp(min=0).to(device),
         uniforms=None if uniforms is None else uniforms.to(device),
+        copies=copies if len(different) < len(rows) else None,
     )
 
 
@@ -180,7 +196,7 @@ def _continue(
         if "logits_to_keep" in accepted:
             arguments["logits_to_keep"] = 1
         output = model(**arguments, past_key_values=batch.cache, use_cache=True)
-        logits = output.logits[:, -1]
+        logits = batch.spread(output.logits[:, -1])
         if batch.uniforms is None:
             chosen = logits.float().argmax(-1)
         else:

@@ -8,6 +8,7 @@ were rolled out, never from comparing ids with the pad id.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_pipeline.errors import ModelError
+from rlhf_pipeline.trunk import TrunkStates
 
 CHUNK_TOKENS = 512
 """Tokens whose float32 logits exist at one time beside the model's own."""
@@ -30,11 +32,13 @@ class Sequences:
         ids: ``(batch, length)``.
         prompt_lengths: ``(batch,)``.
         response_mask: ``(batch, response_len)``, 1 on the response's tokens, the stop token included.
+        below: what the layers that no adapter changes make of these ids, where it is known: passes start from it.
     """
 
     ids: Tensor
     prompt_lengths: Tensor
     response_mask: Tensor
+    below: TrunkStates | None = None
 
     def places(self) -> tuple[Tensor, Tensor]:
         """Row and column in ``ids`` of every response token, row by row: two tensors ``(tokens,)``."""
@@ -78,25 +82,29 @@ def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     return groups
 
 
-def response_logits(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    """The logits that predict each response token, ``(tokens, vocabulary)``, in the model's dtype.
+def response_states(model: PreTrainedModel, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    """Before each response token: the last hidden state ``(tokens, hidden)``, and the logits ``(tokens, vocabulary)``.
 
-    The head is given only those positions, by a hook on its input, so that logits of prompts and pads never exist and
-    whatever the model does after its head (soft caps, logit scales) is still done.
+    Both in the model's dtype. The head is given only those positions, by a hook on its input, so that logits of prompts
+    and pads never exist and whatever the model does after its head (soft caps, logit scales) is still done.
     """
     head = model.get_output_embeddings()
     if head is None:
         raise ModelError("the model has no output embeddings, so it cannot score tokens")
     rows, columns = sequences.places()
+    states: list[Tensor] = []
 
     def select(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (inputs[0][rows, columns - 1][None],)
+        states.append(inputs[0][rows, columns - 1])
+        return (states[0][None],)
 
     handle = cast(torch.nn.Module, head).register_forward_pre_hook(select)
     try:
-        return cast(Tensor, cast(Any, model)(input_ids=sequences.ids, use_cache=False).logits)[0]
+        with _started(sequences):
+            logits = cast(Any, model)(input_ids=sequences.ids, use_cache=False).logits[0]
     finally:
         handle.remove()
+    return states[0], logits
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -131,7 +139,7 @@ def response_logprobs(model: PreTrainedModel, sequences: Sequences, *, temperatu
 
     Float32, 0 where masked. The stop token is an action like any other and counts.
     """
-    logits = response_logits(model, sequences)
+    _, logits = response_states(model, sequences)
     return sequences.dense(token_logprobs(logits, sequences.ids[sequences.places()], temperature))
 
 
@@ -141,13 +149,13 @@ def response_hidden(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     Position t holds what the value of the state before action t may depend on: everything up to token t - 1.
     """
     rows, columns = sequences.places()
-    return _hidden(model, sequences.ids)[rows, columns - 1]
+    return _hidden(model, sequences)[rows, columns - 1]
 
 
 def last_hidden(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """The backbone's last hidden state at each response's last token, ``(batch, hidden)``: what a reward head reads."""
     last = sequences.prompt_lengths + sequences.response_mask.sum(1) - 1
-    return _hidden(model, sequences.ids)[torch.arange(len(last), device=last.device), last]
+    return _hidden(model, sequences)[torch.arange(len(last), device=last.device), last]
 
 
 def in_order(parts: Iterable[Tensor], groups: Sequence[Sequence[int]], width: int = 0) -> Tensor:
@@ -157,9 +165,15 @@ def in_order(parts: Iterable[Tensor], groups: Sequence[Sequence[int]], width: in
     return torch.empty_like(stacked).index_copy(0, order, stacked)
 
 
-def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def _hidden(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Through the backbone alone: asking the whole model for hidden states would keep those of every layer."""
-    return cast(Tensor, cast(Any, model.base_model)(input_ids=ids, use_cache=False).last_hidden_state)
+    with _started(sequences):
+        return cast(Tensor, cast(Any, model.base_model)(input_ids=sequences.ids, use_cache=False).last_hidden_state)
+
+
+def _started(sequences: Sequences) -> AbstractContextManager[None]:
+    """A pass in here starts from what is known of the lower layers' states."""
+    return nullcontext() if sequences.below is None else sequences.below.trunk.skipped(sequences.below.states)
 
 
 def _chunk_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:

@@ -29,6 +29,7 @@ from rlhf_pipeline.config import LoraSection, ModelConfig
 from rlhf_pipeline.errors import ArtifactError, ConfigError, ModelError
 from rlhf_pipeline.model_source import LOADING_ERRORS, first_line, load_config, model_folder
 from rlhf_pipeline.model_source import base_identity as base_identity
+from rlhf_pipeline.trunk import top_linear_layers
 
 SCORE_KEY = "base_model.model.score.weight"
 
@@ -258,16 +259,19 @@ def read_score_head(adapter_folder: Path) -> Tensor:
     )
 
 
-def lora_config(lora: LoraSection, *, task: str) -> LoraConfig:
-    """PEFT's configuration of a new adapter; ``task`` is ``CAUSAL_LM`` or ``SEQ_CLS``.
+def lora_config(lora: LoraSection, loaded: PreTrainedModel, *, task: str) -> LoraConfig:
+    """PEFT's configuration of a new adapter on this model; ``task`` is ``CAUSAL_LM`` or ``SEQ_CLS``.
 
     Without the task type PEFT would leave a score head random, untrained and unsaved, and say nothing.
     """
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    if lora.top_layers is not None:
+        targets = top_linear_layers(loaded, lora.top_layers, targets)
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        target_modules=targets,
         task_type=task,
     )
 
@@ -276,7 +280,7 @@ def add_adapter(loaded: PreTrainedModel, lora: LoraSection, *, task: str) -> Pef
     """A new trainable adapter named ``default``, which changes nothing yet; with its head for ``SEQ_CLS``."""
     require_targets(loaded, lora)
     with quiet(), adapter_refusals():
-        return _peft(loaded, lora_config(lora, task=task))
+        return _peft(loaded, lora_config(lora, loaded, task=task))
 
 
 @contextlib.contextmanager

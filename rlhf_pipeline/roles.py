@@ -33,6 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rlhf_pipeline.config import LoraSection
 from rlhf_pipeline.errors import ArtifactError, ModelError
 from rlhf_pipeline.models import lora_config
+from rlhf_pipeline.trunk import Trunk, decoder_layers
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _HEADS = ("score", "classifier")
@@ -41,6 +42,7 @@ _HEADS = ("score", "classifier")
 
 @dataclass
 class _Role:
+    adapter: str  # the role whose adapter is at work: its own name, except for a head on another's
     parameters: dict[str, Parameter]  # PEFT's names without the adapter's
     trainable: bool
     head: nn.Linear | None = None
@@ -57,7 +59,8 @@ def _adapter(name: str) -> str:
 class Roles:
     """Adapters by name on one base. At rest no adapter is active; inside :meth:`use` exactly one is.
 
-    Dropout is off everywhere: with it the first ratio of PPO would not be 1.
+    Dropout is off everywhere: with it the first ratio of PPO would not be 1. Over a bfloat16 base every pass is in
+    mixed precision: the float32 adapters are multiplied in bfloat16, and heads in float32.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -66,6 +69,9 @@ class Roles:
         self.base = base
         self.base.requires_grad_(False)
         self.base.train(False)
+        if base.dtype == torch.bfloat16:
+            for module in (base, base.base_model):  # forwards alone: a backward pass under autocast rounds the heads
+                module.forward = self.precision()(module.forward)
         self._base_tensors = {**dict(base.named_parameters()), **dict(base.named_buffers())}
         self._model: PeftModel | None = None
         self._layers: list[LoraLayer] = []
@@ -103,14 +109,21 @@ class Roles:
             config, state = self._config(copy_of), self._file_state(copy_of)
         else:
             assert lora is not None
-            config, state = lora_config(lora, task="CAUSAL_LM"), None
+            config, state = lora_config(lora, self.base, task="CAUSAL_LM"), None
         self._inject(name, config, folder)
         if state is not None:
             self._load(name, state, str(folder or copy_of))
-        self._roles[name] = _Role(self._named(name), trainable)
+        self._roles[name] = _Role(name, self._named(name), trainable)
         if copy_of is not None and (head := self._roles[copy_of].head) is not None:
             self.set_head(name, head.weight, cast(Tensor, head.bias))
         self._restore()
+
+    def add_head(self, name: str, weight: Tensor, *, on: str, trainable: bool = False) -> None:
+        """Add a role that is a head alone, ``(1, hidden)``; :meth:`use` puts the adapter of role ``on`` to work."""
+        if self._in_use or name in self._roles:
+            raise ValueError(f"role {name!r}: add it once, outside of use()")
+        self._roles[name] = _Role(self._roles[on].adapter, {}, trainable)
+        self.set_head(name, weight)
 
     def set_head(self, name: str, weight: Tensor, bias: Tensor | float = 0.0) -> None:
         """Give a role a scalar head on the backbone's last hidden state, in float32: weight ``(1, hidden)``."""
@@ -126,6 +139,27 @@ class Roles:
         head = self._roles[name].head
         assert head is not None, f"role {name!r} has no head"
         return cast(Tensor, head(hidden.to(torch.float32))).squeeze(-1)
+
+    def precision(self) -> torch.autocast:
+        """What a pass runs in: bfloat16 autocast over a bfloat16 base, else nothing.
+
+        Every pass enters it by itself; entered around several, the adapters are cast once for all of them.
+        """
+        mixed = self.base.dtype == torch.bfloat16
+        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=mixed)
+
+    def trunk(self) -> Trunk | None:
+        """The lower layers on which no role has an adapter; null where there are none.
+
+        Raises:
+            ModelError: the architecture does not allow to start from their states.
+        """
+        layers = decoder_layers(self.base)
+        adapted = [sum(isinstance(m, LoraLayer) for m in layer.modules()) for layer in layers]
+        depth = next(i for i, number in enumerate([*adapted, 1]) if number)
+        if depth == 0 or sum(adapted) < len(self._layers):  # one that is elsewhere may be below all of them
+            return None
+        return Trunk(self.base, depth)
 
     def recompute_layers(self) -> None:
         """Keep only each layer's input for the backward pass and compute the rest again there: less memory, more time.
@@ -171,6 +205,10 @@ class Roles:
 
     def __contains__(self, name: str) -> bool:
         return name in self._roles
+
+    def adapter_of(self, name: str) -> str:
+        """The role whose adapter is at work in this one: itself, or the one that its head sits on."""
+        return self._roles[name].adapter
 
     def names(self, *, trainable: bool) -> list[str]:
         """The roles that were added to be trained, or those that were not."""
@@ -268,9 +306,10 @@ class Roles:
         self._switch(None)
 
     def _switch(self, name: str | None) -> None:
+        adapters = [] if name is None else [_adapter(self._roles[name].adapter)]
         for layer in self._layers:
             layer._disable_adapters = name is None
-            layer._active_adapter = [] if name is None else [_adapter(name)]
+            layer._active_adapter = adapters.copy()
         self._active = name
 
     def _file_state(self, name: str) -> dict[str, Tensor]:

@@ -18,14 +18,15 @@ from rlhf_pipeline.logprobs import (
     micro_batches,
     pad_sequences,
     response_hidden,
-    response_logits,
     response_logprobs,
+    response_states,
     token_entropy,
     token_logprobs,
 )
 from rlhf_pipeline.losses import explained_variance, kl_k1, kl_k3, masked_mean, masked_sum
 from rlhf_pipeline.roles import Roles
 from rlhf_pipeline.tokenization import ChatTokenizer
+from rlhf_pipeline.trunk import KeptStates, Trunk
 
 Scorer = Callable[["Rollout", Sequence[Sequence[int]]], Tensor]
 """Scores a rollout, given its rows in micro-batches: ``(batch,)`` in the reward model's own unit."""
@@ -38,6 +39,7 @@ class Rollout:
     Attributes:
         ended: ``(batch,)``, whether a stop token was sampled; the others are truncated.
         response_mask: ``(batch, response_len)``.
+        below: the states of the layers that every role shares, where they are kept.
     """
 
     prompts: list[list[int]]
@@ -45,6 +47,7 @@ class Rollout:
     ended: Tensor
     response_mask: Tensor
     pad_id: int
+    below: KeptStates | None = None
 
     @staticmethod
     def of(prompts: Sequence[list[int]], sampled: Sequence[Sampled], *, pad_id: int, device: torch.device) -> Rollout:
@@ -57,12 +60,22 @@ class Rollout:
     def ending_with(self, end_id: int) -> Rollout:
         """The same, with every sampled stop token as ``end_id``: the one that the reward model has learnt on."""
         pairs = zip(self.responses, self.ended.tolist(), strict=True)
-        return replace(self, responses=[ending_with(ids, ended, end_id) for ids, ended in pairs])
+        responses = [ending_with(ids, ended, end_id) for ids, ended in pairs]
+        return self if responses == self.responses else replace(self, responses=responses, below=None)
+
+    def keeping(self, trunk: Trunk, groups: Sequence[Sequence[int]]) -> Rollout:
+        """The same, with the states of the layers that every role shares; they are made in these micro-batches."""
+        kept: list[Tensor] = [torch.empty(0)] * len(self.prompts)
+        for rows in groups:
+            for row, states in zip(rows, trunk.states(self.sequences(rows).ids), strict=True):
+                kept[row] = states[: len(self.prompts[row]) + len(self.responses[row])].clone()
+        return replace(self, below=KeptStates(trunk, kept))
 
     def sequences(self, rows: Sequence[int]) -> Sequences:
         """These rows as one padded batch."""
         chosen = [self.prompts[i] for i in rows], [self.responses[i] for i in rows]
-        return pad_sequences(*chosen, pad_id=self.pad_id, device=self.response_mask.device)
+        packed = pad_sequences(*chosen, pad_id=self.pad_id, device=self.response_mask.device)
+        return packed if self.below is None else replace(packed, below=self.below.batch(rows))
 
     def minibatches(self, count: int, token_budget: int, seed: int) -> list[list[list[int]]]:
         """All rows once, in random minibatches of equal size (±1), each as micro-batches within the token budget."""
@@ -88,7 +101,7 @@ def sample(
     seed: int,
 ) -> Rollout:
     """One response of a role to each prompt, drawn from exactly the distribution that is trained (no top-p)."""
-    with roles.use(role) as model:
+    with roles.use(role) as model, roles.precision():
         sampled = generate(
             model,
             prompts,
@@ -107,12 +120,16 @@ class Measured:
     """Log-probabilities of policy and reference, values, and the policy's entropy, all ``(batch, response_len)``.
 
     Without a critic there are no values.
+
+    Attributes:
+        features: what the values were read from, by row ``(response length, hidden)``, where nothing trains it.
     """
 
     logprobs: Tensor
     ref_logprobs: Tensor
     values: Tensor | None
     entropy: Tensor
+    features: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,8 @@ class Batch:
     advantages: Tensor
     critic: tuple[Tensor, Tensor] | None
     """Values and returns."""
+    features: Tensor | None = None
+    """What the values are read from, ``(tokens, hidden)``, where nothing trains it."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,8 @@ class Experience:
 
         values, returns = self.measured.values, self.returns
         critic = None if values is None or returns is None else (cut(values), cut(returns))
-        return Batch(sequences, cut(self.measured.logprobs), cut(self.advantages), critic)
+        features = None if (kept := self.measured.features) is None else torch.cat([kept[i] for i in rows])
+        return Batch(sequences, cut(self.measured.logprobs), cut(self.advantages), critic, features)
 
 
 @torch.no_grad()
@@ -157,21 +177,36 @@ def measure(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, 
     batches = [rollout.sequences(rows) for rows in groups]
     width = rollout.response_mask.shape[1]
     logprobs: dict[str, list[Tensor]] = {"policy": [], "reference": []}
-    entropy, values = [], []
+    entropy, values, hidden = list[Tensor](), list[Tensor](), list[Tensor]()
     for name, parts in logprobs.items():
         with roles.use(name) as model:
             for batch in batches:
-                logits = response_logits(model, batch)
+                states, logits = response_states(model, batch)
                 parts.append(batch.dense(token_logprobs(logits, batch.ids[batch.places()], temperature)))
                 if name == "policy":
                     entropy.append(batch.dense(token_entropy(logits, temperature)))
-    if "value" in roles:
+                    if "value" in roles and roles.adapter_of("value") == "policy":
+                        values.append(batch.dense(roles.head("value", states)))
+    if "value" in roles and not values:
         with roles.use("value") as model:
             for batch in batches:
-                values.append(batch.dense(roles.head("value", response_hidden(model, batch))))
+                hidden.append(response_hidden(model, batch))
+                values.append(batch.dense(roles.head("value", hidden[-1])))
+                if roles.adapter_of("value") == "value":
+                    hidden.clear()  # its adapter learns, so they will be others in the next pass
     policy, reference = (in_order(parts, groups, width) for parts in logprobs.values())
     critic = in_order(values, groups, width) if values else None
-    return Measured(policy, reference, critic, in_order(entropy, groups, width))
+    features = _by_row(hidden, groups, rollout) if hidden else None
+    return Measured(policy, reference, critic, in_order(entropy, groups, width), features)
+
+
+def _by_row(parts: Sequence[Tensor], groups: Sequence[Sequence[int]], rollout: Rollout) -> list[Tensor]:
+    """``(tokens, hidden)`` of each group as ``(response length, hidden)`` of each row."""
+    rows: list[Tensor] = [torch.empty(0)] * len(rollout.responses)
+    for part, group in zip(parts, groups, strict=True):
+        for row, states in zip(group, part.split([len(rollout.responses[i]) for i in group]), strict=True):
+            rows[row] = states
+    return rows
 
 
 @torch.no_grad()

@@ -55,6 +55,12 @@ class Reward(Section):
 class Critic(Section):
     """The value role, which ``estimator: gae`` trains beside the policy; the other estimators have none."""
 
+    on: Literal["adapter", "policy_trunk", "reward_features"] = "adapter"
+    """What values are read from. ``adapter``: an adapter of their own, which starts as the reward model's.
+    ``policy_trunk``: the policy's hidden states, so that one pass serves both and the value's loss trains the policy's
+    adapter too. ``reward_features``: those of the frozen reward adapter, kept for all passes over an iteration."""
+    vf_coef: float = Field(0.1, gt=0)
+    """With ``on: policy_trunk``: the weight of the value's loss beside the policy's."""
     learning_rate: float = Field(5e-5, gt=0)
     """Of the value's adapter and head; falls linearly to zero."""
     gamma: float = Field(1.0, gt=0, le=1)
@@ -162,6 +168,7 @@ def run(job: Job) -> dict[str, Any]:
     prompts, conversations = ppo_start.encoded_prompts(job, chat)
     roles, score = ppo_start.make_roles(job, chat, conversations)
     ppo_start.require_equal_start(roles, prompts, chat)
+    trunk = ppo_start.shared_trunk(job, roles)
     frozen = {name: roles.fingerprint(name) for name in (None, *roles.names(trainable=False))}
 
     def sample(role: str, start: int, number: int, purpose: str, samples: int = 1) -> rollouts.Rollout:
@@ -218,6 +225,7 @@ def run(job: Job) -> dict[str, Any]:
             seeds = (rollouts.derived_seed(job.seed, iteration, epoch) for epoch in range(config.num_ppo_epochs))
             plan = [rollout.minibatches(config.num_minibatches, config.micro_batch_tokens, seed) for seed in seeds]
             groups = [rows for minibatch in plan[0] for rows in minibatch]
+            rollout = rollout if trunk is None else rollout.keeping(trunk, groups)
             measured = rollouts.measure(roles, rollout, groups, temperature=config.temperature)
             raw, by_source = score(rollout, groups)
             scores = scale.apply(

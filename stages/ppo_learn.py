@@ -11,6 +11,7 @@ from stages import ppo_start
 if TYPE_CHECKING:
     import torch
 
+    from rlhf_pipeline.losses import ValueLoss
     from rlhf_pipeline.roles import Roles
     from rlhf_pipeline.rollout import Batch, Experience
     from stages.ppo import Config
@@ -42,7 +43,7 @@ def learn(
             ppo_start.require_unit_ratio(ratio_error, roles)
         elif step["old_kl"] / tokens > _EARLY_STOP * config.target_kl:
             break
-        if "value" in roles:
+        if "value" in roles and config.critic.on != "policy_trunk":
             step |= _value_backward(config, roles, batches, tokens)
         for name in trained:
             norm = torch.nn.utils.clip_grad_norm_(roles.parameters(name), config.max_grad_norm).item()
@@ -63,22 +64,36 @@ def learn(
 
 
 def _policy_backward(config: Config, roles: Roles, batches: list[Batch], tokens: int) -> tuple[dict[str, float], float]:
-    """Gradients of the policy over one minibatch, whose micro-batches add up; sums over tokens, and max |ratio - 1|."""
-    from rlhf_pipeline.logprobs import response_logprobs
+    """Gradients of the policy over one minibatch, whose micro-batches add up; sums over tokens, and max |ratio - 1|.
+
+    A value that is read from the policy's trunk learns in the same pass.
+    """
+    from rlhf_pipeline.logprobs import response_states, token_logprobs
     from rlhf_pipeline.losses import ppo_policy_loss
 
     sums, ratio_error = dict.fromkeys(("policy", "policy_clipped", "old_kl"), 0.0), 0.0
+    shared = "value" in roles and config.critic.on == "policy_trunk"
+    sums |= dict.fromkeys(("value", "value_clipped"), 0.0) if shared else {}
     with roles.use("policy") as model:
         for batch in batches:
+            sequences = batch.sequences
+            states, logits = response_states(model, sequences)
+            chosen = token_logprobs(logits, sequences.ids[sequences.places()], config.temperature)
             result = ppo_policy_loss(
-                response_logprobs(model, batch.sequences, temperature=config.temperature),
+                sequences.dense(chosen),
                 batch.logprobs,
                 batch.advantages,
-                batch.sequences.response_mask,
+                sequences.response_mask,
                 cliprange=config.cliprange,
                 token_count=tokens,
             )
-            result.loss.backward()  # type: ignore[no-untyped-call]
+            loss = result.loss
+            if shared:
+                value = _value_loss(config, roles, batch, states, tokens)
+                loss = loss + config.critic.vf_coef * value.loss
+                sums["value"] += value.loss.item() * tokens
+                sums["value_clipped"] += value.clipped.item()
+            loss.backward()  # type: ignore[no-untyped-call]
             sums["policy"] += result.loss.item() * tokens
             sums["policy_clipped"] += result.clipped.item()
             sums["old_kl"] += result.old_kl.item()
@@ -87,24 +102,31 @@ def _policy_backward(config: Config, roles: Roles, batches: list[Batch], tokens:
 
 
 def _value_backward(config: Config, roles: Roles, batches: list[Batch], tokens: int) -> dict[str, float]:
-    """Gradients of the value's adapter and head over one minibatch; sums over tokens."""
+    """Gradients of the value over one minibatch, of its adapter where it has one; sums over tokens."""
     from rlhf_pipeline.logprobs import response_hidden
-    from rlhf_pipeline.losses import ppo_value_loss
 
     sums = dict.fromkeys(("value", "value_clipped"), 0.0)
     with roles.use("value") as model:
         for batch in batches:
-            assert batch.critic is not None
-            values, returns = batch.critic
-            result = ppo_value_loss(
-                batch.sequences.dense(roles.head("value", response_hidden(model, batch.sequences))),
-                values,
-                returns,
-                batch.sequences.response_mask,
-                cliprange_value=config.critic.cliprange_value,
-                token_count=tokens,
-            )
+            states = response_hidden(model, batch.sequences) if batch.features is None else batch.features
+            result = _value_loss(config, roles, batch, states, tokens)
             result.loss.backward()  # type: ignore[no-untyped-call]
             sums["value"] += result.loss.item() * tokens
             sums["value_clipped"] += result.clipped.item()
     return sums
+
+
+def _value_loss(config: Config, roles: Roles, batch: Batch, states: torch.Tensor, tokens: int) -> ValueLoss:
+    """Of the values that the head reads from these states, ``(tokens, hidden)``."""
+    from rlhf_pipeline.losses import ppo_value_loss
+
+    assert batch.critic is not None
+    old_values, returns = batch.critic
+    return ppo_value_loss(
+        batch.sequences.dense(roles.head("value", states)),
+        old_values,
+        returns,
+        batch.sequences.response_mask,
+        cliprange_value=config.critic.cliprange_value,
+        token_count=tokens,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_pipeline.errors import DataError, TrainingError
+from rlhf_pipeline.errors import ConfigError, DataError, ModelError, TrainingError
 from stages.job import Job
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlhf_pipeline.roles import Roles
     from rlhf_pipeline.rollout import Rollout, Scorer
     from rlhf_pipeline.tokenization import ChatTokenizer
+    from rlhf_pipeline.trunk import Trunk
     from stages.ppo import Config, Reward
 
     Conversations = Mapping[tuple[int, ...], Messages]
@@ -112,14 +113,40 @@ def _function(source: Reward, chat: ChatTokenizer, conversations: Conversations)
 
 
 def _add_value(roles: Roles, config: Config) -> None:
-    """The value starts as the reward model, which knows what is good, where that is a role; else from nothing."""
+    """The value starts as the reward model, which knows what is good, where it reads what that reads; else as 0."""
     import torch
 
-    if "reward" in roles:
+    nothing = torch.zeros(1, roles.base.config.get_text_config().hidden_size)
+    if config.critic.on == "policy_trunk":
+        roles.add_head("value", nothing, on="policy", trainable=True)
+    elif config.critic.on == "reward_features":
+        if "reward" not in roles:
+            raise ConfigError(
+                "there is no reward adapter on the base, whose hidden states the value could read",
+                where="ppo.critic.on",
+                advice="set it to adapter or policy_trunk",
+            )
+        roles.add_head("value", roles.named_parameters("reward")["head.weight"], on="reward", trainable=True)
+    elif "reward" in roles:
         roles.add("value", copy_of="reward", trainable=True)
-        return
-    roles.add("value", lora=config.lora, trainable=True)
-    roles.set_head("value", torch.zeros(1, roles.base.config.get_text_config().hidden_size))
+    else:
+        roles.add("value", lora=config.lora, trainable=True)
+        roles.set_head("value", nothing)
+
+
+def shared_trunk(job: Job, roles: Roles) -> Trunk | None:
+    """The layers below all adapters, to be run once per iteration; null where there are none or it cannot be done."""
+    from rlhf_pipeline.trunk import decoder_layers
+
+    try:
+        trunk = roles.trunk()
+    except ModelError as error:
+        job.say(f"every pass runs all layers: {error.what}")
+        return None
+    if trunk is not None:
+        layers = len(decoder_layers(roles.base))
+        job.say(f"the lower {trunk.depth} of {layers} layers carry no adapter: they run once per iteration")
+    return trunk
 
 
 def require_unmoved(roles: Roles, frozen: Mapping[str | None, str]) -> None:

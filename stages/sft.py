@@ -76,7 +76,7 @@ def run(job: Job) -> dict[str, Any]:
             ),
             train_dataset=training.dataset(rows, steps.order),
             processing_class=training.processing_class(chat),
-            peft_config=models.lora_config(config.lora, task="CAUSAL_LM") if config.lora else None,
+            peft_config=models.lora_config(config.lora, base, task="CAUSAL_LM") if config.lora else None,
         )
     job.say(training.describe(trainer.model, steps))
     before = training.evaluation_loss(trainer, _columns(held_out)) if held_out else None

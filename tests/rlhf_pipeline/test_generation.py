@@ -73,6 +73,23 @@ def test_batch_size_changes_nothing(architecture: str) -> None:
     assert together != sample(model, PROMPTS * 3, seed=8)
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_prompt_of_several_rows_is_read_once(architecture: str) -> None:
+    model = tiny(architecture)
+    if architecture != "mixtral":
+        model = model.double()
+    repeated = [p for p in PROMPTS for _ in range(3)]
+    alone = sample(model, repeated, batch_size=1)
+    read: list[int] = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: read.append(inputs[0].numel()))
+    assert sample(model, repeated) == alone
+    assert read[0] == len(PROMPTS) * max(map(len, PROMPTS))  # and later one token for each row that goes on
+    assert read[1] <= len(repeated)
+    handle.remove()
+    assert len({tuple(r.ids) for r in alone[:3]}) > 1  # each row has its own random numbers
+    assert sample(model, repeated, temperature=0)[::3] == sample(model, temperature=0)
+
+
 def test_the_active_adapter_samples() -> None:
     model = tiny("llama")
     plain = sample(model, temperature=0)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from rlhf_pipeline.config import LoraSection
 from rlhf_pipeline.errors import ArtifactError, ModelError
-from rlhf_pipeline.logprobs import last_hidden, pad_sequences, response_hidden, response_logprobs
+from rlhf_pipeline.logprobs import (
+    last_hidden,
+    pad_sequences,
+    response_hidden,
+    response_logprobs,
+    response_states,
+    token_logprobs,
+)
 from rlhf_pipeline.models import read_score_head
 from rlhf_pipeline.roles import Roles
 from tests.rlhf_pipeline.test_generation import CONFIGS, sample, tiny
@@ -198,6 +205,50 @@ def test_recomputed_layers_give_the_same_gradient_from_less_memory(architecture:
     pairs = list(zip(gradient(False), gradient(True), strict=True))
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in pairs)
     assert saved[1] < saved[0] / 2
+
+
+def test_a_head_on_the_adapter_of_another_role() -> None:
+    roles = four()
+    roles.add_head("critic", torch.randn(1, 32), on="policy", trainable=True)
+    scramble(roles, "policy", 7)
+    assert torch.equal(outputs(roles, "critic"), outputs(roles, "policy"))
+    assert list(roles.named_parameters("critic")) == ["head.weight", "head.bias"]
+    assert roles.adapter_of("critic") == roles.adapter_of("policy") == "policy"
+    before = roles.fingerprint("critic"), roles.fingerprint("policy")
+    with roles.use("policy") as model:
+        roles.head("critic", response_hidden(model, BATCH)).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for name in ("critic", "policy") for p in roles.parameters(name))
+    torch.optim.SGD(roles.parameters("critic"), lr=0.1).step()
+    assert roles.fingerprint("critic") != before[0]
+    assert roles.fingerprint("policy") == before[1]
+    roles.load_state("critic", {key: torch.zeros_like(value) for key, value in roles.state("critic").items()})
+    assert not any(p.any() for p in roles.parameters("critic"))
+    with pytest.raises(ValueError, match="add it once"):
+        roles.add_head("critic", torch.zeros(1, 32), on="policy")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_bfloat16_base_with_float32_adapters_and_heads(architecture: str) -> None:
+    """Products are bfloat16, the adapters' too; heads and gradients are float32, and near those of a float32 base."""
+    found: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+    products: set[torch.dtype] = set()
+    for dtype in (torch.float32, torch.bfloat16):
+        roles = four(architecture, dtype)
+        products.clear()
+        for layer in roles._layers:
+            layer.lora_A["role_policy"].register_forward_hook(lambda _m, _i, output: products.add(output.dtype))
+        with roles.use("policy") as model:
+            states, logits = response_states(model, BATCH)
+            values = roles.head("reward", states)
+            assert not torch.is_autocast_enabled("cpu")  # the backward pass must not be in it
+            token_logprobs(logits, BATCH.ids[BATCH.places()]).sum().backward()
+        assert products == {dtype}
+        assert values.dtype == torch.float32
+        assert all(p.grad.dtype == torch.float32 for p in roles.parameters("policy"))
+        found[dtype] = outputs(roles, "policy"), torch.cat([p.grad.flatten() for p in roles.parameters("policy")])
+    (logprobs, gradient), (rounded, near) = found.values()
+    assert 0 < (logprobs - rounded).abs().max() < 0.15  # weights of ten times the usual size
+    assert torch.nn.functional.cosine_similarity(gradient, near, dim=0) > 0.99
 
 
 def test_misuse_is_refused() -> None:

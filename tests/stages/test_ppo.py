@@ -44,14 +44,19 @@ NAMES = {
 
 
 def make_inputs(
-    folder: Path, family: str = "llama", *, full_sft: bool = False, full_reward: bool = False
+    folder: Path,
+    family: str = "llama",
+    *,
+    full_sft: bool = False,
+    full_reward: bool = False,
+    top_layers: int | None = None,
 ) -> ModelConfig:
     """A tiny base with an SFT policy, a reward model and prompts, as earlier stages would leave them."""
     model = tiny_models.make(family, folder / "base")
     roles = Roles(models.load_causal_lm(model, device="cpu"))
     torch.manual_seed(1)
     for name in ("sft", "reward"):
-        roles.add(name, lora=LoraSection(rank=4, alpha=8))
+        roles.add(name, lora=LoraSection(rank=4, alpha=8, top_layers=top_layers))
         with torch.no_grad():
             for parameter in roles.parameters(name):
                 parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -154,6 +159,62 @@ def test_without_a_critic(estimator: str, tmp_path: Path, monkeypatch: pytest.Mo
         ppo.run(job)
     ppo.run(job)
     assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "policy_trunk": {"critic": {"on": "policy_trunk", "learning_rate": 1e-3}},
+    "reward_features": {"critic": {"on": "reward_features", "learning_rate": 1e-3}},
+}
+
+
+@pytest.mark.parametrize("top_layers", [None, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_critic_without_an_adapter(
+    mode: str, top_layers: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It learns, in fewer passes; interrupted, it ends the same."""
+    model = make_inputs(tmp_path, top_layers=top_layers)
+    ppo.run(make_job(tmp_path, model, "whole", **MODES[mode]))
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert all(value is not None and math.isfinite(value) for row in rows for value in row.values())
+    assert max(row["ppo/ratio_check"] for row in rows) < 1e-5
+    assert rows[-1]["objective/kl_k3"] > 0
+    learn, calls = ppo.learn, itertools.count(1)
+
+    def learn_and_fail(config: Any, roles: Roles, *arguments: Any) -> dict[str, float]:
+        assert roles.names(trainable=True) == ["policy", "value"]
+        assert list(roles.named_parameters("value")) == ["head.weight", "head.bias"]
+        learnt = learn(config, roles, *arguments)
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return learnt
+
+    monkeypatch.setattr(ppo, "learn", learn_and_fail)
+    job = make_job(tmp_path, model, **MODES[mode])
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(job)
+    ppo.run(job)
+    assert_same(tmp_path / "whole", tmp_path / "ppo")
+
+
+def test_features_need_a_reward_adapter(tmp_path: Path) -> None:
+    model = make_inputs(tmp_path, full_reward=True)
+    with pytest.raises(ConfigError, match=r"ppo.critic.on: there is no reward adapter on the base"):
+        ppo.run(make_job(tmp_path, model, critic={"on": "reward_features"}))
+
+
+def test_the_lower_layers_run_once_per_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same numbers as with every layer in every pass, but for rounding."""
+    model = make_inputs(tmp_path, top_layers=1)
+    ppo.run(make_job(tmp_path, model, "kept"))
+    assert "the lower 1 of 2 layers carry no adapter: they run once per iteration" in capsys.readouterr().out
+    monkeypatch.setattr(Roles, "trunk", lambda _: None)
+    ppo.run(make_job(tmp_path, model, "again"))
+    for one, other in zip(result(tmp_path / "kept")[1], result(tmp_path / "again")[1], strict=True):
+        for key, value in one.items():
+            assert value == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
 
 
 REWARDS = """

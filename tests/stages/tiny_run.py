@@ -17,7 +17,8 @@ def make_adapter(model: ModelConfig, folder: Path, seed: int, *, classifier: boo
     """Write ``folder/adapter`` whose weights are far from zero, with a score head for a classifier."""
     torch.manual_seed(seed)
     load, task = (models.load_classifier, "SEQ_CLS") if classifier else (models.load_causal_lm, "CAUSAL_LM")
-    adapted = get_peft_model(load(model, device="cpu"), models.lora_config(LoraSection(rank=2), task=task))
+    loaded = load(model, device="cpu")
+    adapted = get_peft_model(loaded, models.lora_config(LoraSection(rank=2), loaded, task=task))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name or "score" in name:
