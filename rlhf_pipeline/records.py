@@ -71,6 +71,7 @@ class Preference:
     Args:
         tie: neither is better; ``probability`` is 0.5, and which of the two is called ``chosen`` says nothing.
         weight: how much the pair counts in a loss, beside others.
+        weak: labelled by functions or a reward model, not by judges; ``source`` says by which.
         chosen_cut, rejected_cut: the response was cut off at a limit, so it must not be learnt as one that ends.
     """
 
@@ -86,6 +87,7 @@ class Preference:
     rejected_cut: bool = False
     weight: float = 1.0
     tie: bool = False
+    weak: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """TRL's conversational form with an explicit prompt, plus what TRL does not read."""
@@ -96,6 +98,7 @@ class Preference:
             "probability": self.probability,
             "tie": self.tie,
             "weight": self.weight,
+            "weak": self.weak,
             "margin": self.margin,
             "source": self.source,
             "judgements": self.judgements,
@@ -121,6 +124,7 @@ class Preference:
             rejected_cut=row.get("rejected_cut", False),
             weight=row.get("weight", row["meta"].get("weight", 1.0)),
             tie=row.get("tie", False),
+            weak=row.get("weak", False),
         )
 
 

@@ -26,7 +26,7 @@ class Stage:
 
 
 _SPLIT = ("model", "data.held_out")
-_IMPORTS = ("data.preferences", "data.system")
+_IMPORTS = ("data.held_out", "data.preferences", "data.system")
 _DEMONSTRATIONS = (*_SPLIT, "data.demonstrations", "data.system")
 _PROMPTS = (*_SPLIT, "data.prompts", "data.system")
 

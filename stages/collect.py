@@ -1,10 +1,10 @@
 """Collect judgements of response pairs and export them as preferences.
 
 Reads the sampled responses (or ready-made preferences), fills the judgement store with pairs or rankings, and writes
-``preferences.jsonl`` once enough has been judged (and ``demonstrations.jsonl`` where people corrected responses). Who
-judges is ``collect.judges``: people in the browser, the simulated annotators, or those who made an imported data set;
-all go through the same store. The store outlives the stage: what was judged is never deleted, and an interrupted run
-goes on where it stopped.
+``preferences.jsonl`` once enough has been judged, with what there is to know of them in ``preference_report.json`` (and
+``demonstrations.jsonl`` where people corrected responses). Who judges is ``collect.judges``: people in the browser, the
+simulated annotators, or those who made an imported data set; all go through the same store. The store outlives the
+stage: what was judged is never deleted, and an interrupted run goes on where it stopped.
 
     rlhf run CONFIG collect
     rlhf annotate RUN
@@ -25,7 +25,9 @@ from rlhf_pipeline.config import NO_EFFECT, Section
 from rlhf_pipeline.data.sources import SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
 from rlhf_pipeline.pocket.annotators import PANEL, SimulatedAnnotator
+from stages import labels
 from stages.job import Job
+from stages.labels import VotesSection
 from stages.rounds import FormSection, digest, open_round
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class Config(Section):
     """Minutes for which a judgement may be changed; null is for ever."""
     guidelines: str | None = None
     """Markdown file with what the annotators are told; null is a general text on preferring the better response."""
+    votes: VotesSection = VotesSection()
+    """How the votes on a pair become one preference, and which of them count."""
     store: str | None = None
     """Where judgements are kept: a file or ``postgresql+psycopg://USER@HOST/DATABASE`` (the password in PGPASSWORD);
     null is ``judgements.db`` in the run folder."""
@@ -112,7 +116,7 @@ def run(job: Job) -> dict[str, Any]:
         WaitingForPeople: judgements are still needed.
         StoreError: the store cannot be used.
     """
-    from rlhf_pipeline.aggregate import aggregate, demonstrations
+    from rlhf_pipeline.aggregate import demonstrations
     from rlhf_pipeline.records import write_jsonl
     from rlhf_pipeline.store import JudgementStore
 
@@ -132,8 +136,8 @@ def run(job: Job) -> dict[str, Any]:
         seen = {"round": round_id, "last_judgement": _last_judgement(store, round_id)}
     finally:
         store.close()
-    preferences, summary = aggregate(tasks, judgements, source=config.judges)
-    if not preferences:
+    preferences, summary = labels.count(job, url, tasks, judgements)
+    if not summary.preferences + summary.corrections:
         raise DataError(
             f"no preference came of {summary.judgements} judgements: {summary.ties} pairs came out even, "
             f"{summary.skipped} were skipped",
@@ -146,11 +150,7 @@ def run(job: Job) -> dict[str, Any]:
     if corrected:
         write_jsonl(job.folder / "demonstrations.jsonl", (d.to_json() for d in corrected))
         job.say(f"{len(corrected):,} corrected responses in demonstrations.jsonl, ready for data.demonstrations")
-    agreement = "" if summary.agreement is None else f", agreement {summary.agreement:.0%}"
-    job.say(
-        f"{summary.judgements:,} judgements by {summary.annotators} of {summary.pairs:,} pairs → "
-        f"{summary.preferences:,} preferences, {summary.ties:,} ties{agreement}"
-    )
+    labels.report(job, preferences)
     return summary.to_json() | seen
 
 

@@ -106,6 +106,7 @@ def _page(settings: Settings, run_folder: Path) -> dict[str, Any]:
         "curves": {name: _curves(name, states, run_folder) for name in _CURVES if name in states},
         "ppo_path": _ppo_path(states, run_folder),
         "judgements": _judgements(states),
+        "preferences": _read_json(_folder("collect", states, run_folder) / "preference_report.json") or {},
         "reward": _reward(states),
         "reward_note": _reward_note(states),
         "examples": _examples(_folder("evaluate", states, run_folder) / "responses.jsonl"),

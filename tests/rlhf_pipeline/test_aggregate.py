@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from rlhf_pipeline.aggregate import aggregate, demonstrations, raw_agreement
-from rlhf_pipeline.records import Message, Prompt
-from rlhf_pipeline.store.records import JudgementRow, Purpose, StoredResponse, TaskRow
+from rlhf_pipeline.aggregate import Counting, aggregate, demonstrations, raw_agreement
+from rlhf_pipeline.records import Message, Preference, Prompt
+from rlhf_pipeline.store.records import Gold, JudgementRow, Purpose, StoredResponse, TaskRow
 
 A, B = 1, 2
 
@@ -66,15 +67,17 @@ def test_what_was_cut_off_stays_known(choice: int, cut: tuple[bool, bool]) -> No
 
 
 @pytest.mark.parametrize("votes", [[vote(1, "tie")], [vote(1, A), vote(2, B)], [vote(1, A, sure=0.5)]])
-def test_what_comes_out_even_is_counted_and_left_out(votes: list[JudgementRow]) -> None:
-    preferences, summary = aggregate([task()], votes, source="people")
-    assert preferences == []
+def test_what_comes_out_even_is_kept_as_a_tie(votes: list[JudgementRow]) -> None:
+    [tie], summary = aggregate([task()], votes, source="people")
+    assert (tie.tie, tie.probability, tie.margin, tie.chosen, tie.rejected) == (True, 0.5, None, "short", "much longer")
     assert (summary.pairs, summary.ties, summary.preferences, summary.judgements) == (1, 1, 0, len(votes))
 
 
 def test_votes_and_margin_are_kept_with_the_preference() -> None:
     [preference], _ = aggregate([task()], [vote(1, A), vote(2, A), vote(3, B), vote(4, "tie")], source="people")
-    assert preference.meta == {"origin": "x", "votes": {"chosen": 2, "rejected": 1, "tie": 1, "all_bad": 0, "skip": 0}}
+    assert preference.meta["votes"] == {"chosen": 2, "rejected": 1, "tie": 1, "all_bad": 0, "skip": 0}
+    assert preference.meta["origin"] == "x"
+    assert not preference.tie
     assert preference.margin == pytest.approx(3.0)
     assert preference.source == "people"
 
@@ -134,7 +137,7 @@ def test_an_admins_decision_takes_the_place_of_the_votes() -> None:
 @pytest.mark.parametrize(("choice", "counts"), [("tie", (1, 1, 0)), ("all_bad", (1, 1, 0)), ("skip", (0, 0, 1))])
 def test_an_admin_may_decide_for_neither(choice: str, counts: tuple[int, int, int]) -> None:
     preferences, summary = aggregate([task()], [vote(1, A), decided(choice)], source="people")
-    assert preferences == []
+    assert [p.tie for p in preferences] == [True] * counts[1]
     assert (summary.pairs, summary.ties, summary.skipped) == counts
 
 
@@ -152,8 +155,8 @@ def three() -> TaskRow:
 
 def pairs_of(*rows: JudgementRow) -> list[tuple[str, str, float]]:
     preferences, _ = aggregate([three()], rows, source="people")
-    assert sum(p.meta["weight"] for p in preferences) == pytest.approx(float(bool(preferences)))
-    assert {p.meta["task"] for p in preferences} <= {"d1"}
+    assert sum(p.weight for p in preferences) == pytest.approx(1.0)
+    assert {p.meta["task"] for p in preferences} == {"d1"}
     return [(p.chosen, p.rejected, pytest.approx(p.probability)) for p in preferences]
 
 
@@ -161,14 +164,15 @@ def test_a_ranking_is_all_of_its_pairs() -> None:
     assert pairs_of(ranked(1, (3,), (1,), (2,))) == [("one", "two", 1.0), ("three", "one", 1.0), ("three", "two", 1.0)]
 
 
-def test_equals_of_a_ranking_are_a_tie_and_the_rest_shares_the_weight() -> None:
+def test_equals_of_a_ranking_are_a_tie() -> None:
     preferences, summary = aggregate([three()], [ranked(1, (1, 2), (3,))], source="people")
-    assert [(p.chosen, p.rejected, p.meta["weight"]) for p in preferences] == [
-        ("one", "three", 0.5),
-        ("two", "three", 0.5),
+    assert [(p.chosen, p.rejected, p.tie, p.weight) for p in preferences] == [
+        ("one", "two", True, 1 / 3),
+        ("one", "three", False, 1 / 3),
+        ("two", "three", False, 1 / 3),
     ]
     assert (summary.pairs, summary.ties, summary.preferences) == (3, 1, 2)
-    assert pairs_of(ranked(1, (1, 2, 3))) == []
+    assert [p for _, _, p in pairs_of(ranked(1, (1, 2, 3)))] == [0.5] * 3
 
 
 def test_rankings_of_several_people_are_votes_on_each_pair() -> None:
@@ -211,3 +215,95 @@ def test_a_correction_is_better_than_the_original_and_a_demonstration() -> None:
         (task().prompt, "right"),
         (task().prompt, "also right"),
     ]
+
+
+# The votes themselves
+
+
+def test_the_votes_stay_with_the_preference_under_other_names() -> None:
+    rows = [
+        replace(vote(1, A), shown_order=(10 + B, 10 + A), strength=2, late=True),
+        vote(2, "tie"),
+        vote(3, B, sure=0.9, left=B),
+        replace(vote(4, "all_bad"), flags=("personal data",)),
+        vote(5, "skip"),
+    ]
+    [preference], _ = aggregate([task()], rows, source="people", who=lambda name: f"<{name}>")
+    assert preference.meta["judgements"] == [
+        {"who": "<u1>", "says": "chosen", "shown_first": "rejected", "strength": 2, "late": True},
+        {"who": "<u2>", "says": "tie", "shown_first": "chosen"},
+        {"who": "<u3>", "says": "rejected", "shown_first": "rejected", "sure": 0.9},
+        {"who": "<u4>", "says": "all_bad", "shown_first": "chosen", "flags": ["personal data"]},
+    ]
+    one, two, three_ = pairs_with_votes(ranked(1, (3,), (1, 2)))
+    assert [p.meta["judgements"][0]["says"] for p in (one, two, three_)] == ["tie", "chosen", "chosen"]
+
+
+def pairs_with_votes(*rows: JudgementRow) -> list[Preference]:
+    return aggregate([three()], rows, source="people")[0]
+
+
+def test_late_and_flagged_work_counts_by_rule() -> None:
+    rows = [
+        vote(1, A),
+        replace(vote(2, B), late=True),
+        vote(1, A, task_id=2),
+        replace(vote(2, A, task_id=2), flags=("x",)),
+    ]
+    tasks = [task(1), task(2)]
+    [first, second], summary = aggregate(tasks, rows, source="people")
+    assert (first.tie, second.judgements, summary.late, summary.flagged) == (True, 2, 0, 0)
+    [first, second], summary = aggregate(tasks, rows, source="people", counting=Counting(late=False))
+    assert (first.tie, first.chosen, summary.late, summary.judgements) == (False, "short", 1, 3)
+    [only], summary = aggregate(tasks, rows, source="people", counting=Counting(flagged=False))
+    assert (only.prompt, summary.flagged, summary.pairs) == (task(1).prompt, 2, 1)
+
+
+# Reliability
+
+
+def panel(tasks: int = 40, known: int = 0) -> tuple[list[TaskRow], list[JudgementRow]]:
+    """User 1 is right (the better response is A in even tasks), 2 says left, 3 says right; sides vary."""
+    made, rows = [], []
+    for id_ in range(1, tasks + 1):
+        better, left = (A, B)[id_ % 2], (A, B)[id_ // 2 % 2]
+        gold = Gold("response", id_ * 10 + better) if id_ <= known else None
+        made.append(replace(task(id_), gold=gold))
+        says = {1: better, 2: left, 3: A + B - left}
+        rows += [vote(user, said, task_id=id_, left=left) for user, said in says.items()]
+        rows += [vote(4, better, task_id=id_, left=left)] if id_ % 3 else []
+    return made, rows
+
+
+@pytest.mark.parametrize("rule", ["dawid_skene", "noisy_bradley_terry"])
+def test_who_likes_a_side_counts_for_less(rule: Any) -> None:
+    tasks, rows = panel()
+    unsure, _ = aggregate(tasks, rows, source="people")
+    sure, summary = aggregate(tasks, rows, source="people", counting=Counting(rule), who=lambda name: f"<{name}>")
+    assert min(p.probability for p in unsure) == pytest.approx(2 / 3)
+    assert min(p.probability for p in sure) > 0.75
+    assert all(p.chosen == ("short", "much longer")[i % 2] for i, p in enumerate(sure, 1))
+    assert [p.meta["votes"] for p in sure] == [p.meta["votes"] for p in unsure]
+    assert summary.raters["<u1>"].reliability > summary.raters["<u2>"].reliability + 0.3
+    assert summary.raters["<u2>"].left > 0.9 > 0.1 > summary.raters["<u3>"].left
+    assert aggregate(tasks, rows, source="people")[1].raters == {}
+
+
+def test_known_answers_and_decisions_measure_people_and_stay_what_they_are() -> None:
+    tasks, rows = panel(20, known=10)
+    rows = [replace(row, purpose="gold") if row.task_id <= 10 else row for row in rows if row.user_id in (1, 2)]
+    found, summary = aggregate(tasks, rows, source="people", counting=Counting("dawid_skene"))
+    assert len(found) == 10  # gold is no preference
+    assert summary.raters["u1"].votes == 20
+    assert all(p.chosen == ("short", "much longer")[i % 2] for i, p in enumerate(found, 11))
+    ruling = replace(decided(B), task_id=12, response_id=120 + B)
+    found, _ = aggregate(tasks, [*rows, ruling], source="people", counting=Counting("dawid_skene"))
+    assert (found[1].chosen, found[1].probability) == ("much longer", 1.0)
+
+
+@pytest.mark.parametrize("rule", ["dawid_skene", "noisy_bradley_terry"])
+def test_a_pair_that_everybody_calls_even_is_a_tie_whatever_the_rule(rule: Any) -> None:
+    tasks, rows = panel()
+    rows = [replace(row, choice="tie", response_id=None) if row.task_id == 3 else row for row in rows]
+    found, _ = aggregate(tasks, rows, source="people", counting=Counting(rule))
+    assert [p.tie for p in found] == [i == 3 for i in range(1, 41)]

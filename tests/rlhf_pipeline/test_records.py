@@ -39,7 +39,7 @@ def test_round_trips(tmp_path: Path) -> None:
 
 def test_preferences_of_earlier_versions_are_read() -> None:
     row = Preference(PROMPT, "yes", "no", meta={"weight": 0.25}).to_json()
-    for key in ("weight", "tie", "chosen_cut", "rejected_cut"):
+    for key in ("weight", "tie", "weak", "chosen_cut", "rejected_cut"):
         del row[key]
     assert Preference.from_json(row) == Preference(PROMPT, "yes", "no", meta={"weight": 0.25}, weight=0.25)
     assert Preference.from_json(row | {"meta": {}}) == Preference(PROMPT, "yes", "no")

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from rlhf_pipeline.artifacts import complete
 from rlhf_pipeline.data import DataConfig, SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
+from rlhf_pipeline.pocket.annotators import UNREADABLE
 from rlhf_pipeline.pocket.grammar import demonstrations
+from rlhf_pipeline.pocket.judge import gold
 from rlhf_pipeline.records import Message, Preference, Prompt, ResponseSet, SampledResponse, read_jsonl, write_jsonl
 from rlhf_pipeline.store import JudgementStore
 from rlhf_pipeline.store.records import Answer
@@ -205,6 +207,29 @@ def test_only_ties_are_no_preferences(tmp_path: Path) -> None:
         collect.run(job(folder, Config()))
 
 
+def test_people_stand_in_the_records_under_pseudonyms_and_the_report_says_what_they_made(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, [response_set(i, f"a{i}", f"b{i} longer") for i in range(8)])
+    collect.open_for_people(job(folder, Config(overlap=2)).settings, folder)
+    store = JudgementStore.open(folder / "judgements.db")
+    for name, choice in (("Ann Example", "a"), ("Bob Example", "b")):
+        user = store.user(name)
+        for given in store.lease(1, user, 8):
+            prefers_a = choice == "a" or int(given.responses[0].text[1]) < 6  # the second person disagrees twice
+            best = next(r.id for r in given.responses if r.text.startswith("a" if prefers_a else "b"))
+            store.submit(user, Answer(f"token-{given.id}", given.id, "response", best))
+    store.close()
+    collect.run(job(folder, Config(overlap=2)))
+    text = (folder / "collect.partial" / "preferences.jsonl").read_text()
+    assert "Example" not in text
+    said = [vote["who"] for p in exported(folder) for vote in p.meta["judgements"]]
+    assert len(said) == 16
+    assert len(set(said)) == 2
+    report = json.loads((folder / "collect.partial" / "preference_report.json").read_text())
+    assert (report["judged"], report["ties"], report["agreement"]["value"]) == (6, 2, 0.75)
+    assert report["longer_wins"]["hits"] == 0
+    assert report["sentences"][0] == "6 decided pairs of 8 prompts count as 6 of equal weight"
+
+
 # Simulated annotators
 
 
@@ -218,7 +243,7 @@ def test_the_panel_judges_every_pair_as_often_as_wanted_and_prefers_what_is_righ
     assert metrics["agreement"] > 0.7
     assert 0.35 < metrics["left_share"] < 0.65
     right = {s.prompt.id: s.responses[0].text for s in sets}
-    about_right = [p for p in exported(folder) if right[p.prompt.id] in (p.chosen, p.rejected)]
+    about_right = [p for p in exported(folder) if not p.tie and right[p.prompt.id] in (p.chosen, p.rejected)]
     assert sum(p.chosen == right[p.prompt.id] for p in about_right) / len(about_right) > 0.85
     again = collect.run(job(folder, Config(judges="simulated", overlap=2)))
     assert again == metrics
@@ -270,6 +295,24 @@ def test_the_panel_refuses_what_it_cannot_read(tmp_path: Path) -> None:
         collect.run(job(folder, Config(judges="simulated")))
 
 
+def test_reliable_people_count_for_more_by_rule(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, pocket_sets(60))
+    panel = ["Ada the expert", "Dimitri who likes the left", "Finn the contrarian"]
+    found = {}
+    for rule in ("majority", "dawid_skene"):
+        votes: Any = {"rule": rule}
+        metrics = collect.run(job(folder, Config(judges="simulated", overlap=3, panel=panel, votes=votes)))
+        leads = [
+            (gold(p.prompt.messages, p.chosen, not p.chosen_cut) or UNREADABLE)
+            - (gold(p.prompt.messages, p.rejected, not p.rejected_cut) or UNREADABLE)
+            for p in exported(folder)
+        ]
+        found[rule] = sum((lead > 0) - (lead < 0) for lead in leads) / len(leads)
+    assert found["dawid_skene"] > found["majority"] + 0.1
+    assert metrics["raters"][panel[0]]["reliability"] > 0.8 > 0.4 > metrics["raters"][panel[2]]["reliability"]
+    assert metrics["raters"][panel[1]]["left"] > 0.6
+
+
 def test_another_seed_asks_the_panel_anew(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, pocket_sets(10))
     for seed in (0, 1):
@@ -307,7 +350,9 @@ def test_ready_made_preferences_go_through_the_store_and_come_out_the_same(tmp_p
         ("good", "bad", 1.0, 1),
         ("good", "bad", pytest.approx(0.7), 1),
         ("one", "two", pytest.approx(2 / 3), 3),
+        ("this", "that", 0.5, 2),
     ]
+    assert [p.tie for p in out] == [False, False, False, True]
     assert (out[0].source, out[1].margin) == ("paper", 1.5)
 
 

@@ -107,7 +107,7 @@ def test_rankings_come_out_as_all_of_their_pairs_kept_together_by_prompt(tmp_pat
     out = exported(folder)
     assert [p.prompt.messages[0].content for p in out] == [f"question {i}" for i in range(3) for _ in range(6)]
     assert all(p.chosen < p.rejected for p in out)
-    assert {p.meta["weight"] for p in out} == {1 / 6}
+    assert {p.weight for p in out} == {1 / 6}
 
 
 # Corrections
