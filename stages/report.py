@@ -106,7 +106,7 @@ def _page(settings: Settings, run_folder: Path) -> dict[str, Any]:
         "curves": {name: _curves(name, states, run_folder) for name in _CURVES if name in states},
         "ppo_path": _ppo_path(states, run_folder),
         "judgements": _judgements(states),
-        "preferences": _read_json(_folder("collect", states, run_folder) / "preference_report.json") or {},
+        "preferences": _preferences(_folder("collect", states, run_folder)),
         "reward": _reward(states),
         "reward_note": _reward_note(states),
         "examples": _examples(_folder("evaluate", states, run_folder) / "responses.jsonl"),
@@ -217,6 +217,12 @@ def _ppo_path(states: Mapping[str, StageState], run_folder: Path) -> Markup:
         [("start", "ppo", points[0]), ("end", "ppo", points[-1])] if len(points) > 1 else [],
         x_label="KL to SFT, nats per response", y_label="score",
     )  # fmt: skip
+
+
+def _preferences(folder: Path) -> list[str]:
+    """What ``collect`` found out about the preferences, in sentences."""
+    found = _read_json(folder / "preference_report.json")
+    return [str(sentence) for sentence in found["sentences"]] if isinstance(found, dict) else []
 
 
 def _judgements(states: Mapping[str, StageState]) -> list[tuple[str, str, str]]:

@@ -65,6 +65,8 @@ def write_stage(name: str, folder: Path) -> dict[str, Any]:
         rows = training_rows(name)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if name == "collect":
+        found = {"sentences": ["701 decided pairs of 384 prompts count as 655 of equal weight", "1 pair is <odd>"]}
+        (folder / "preference_report.json").write_text(json.dumps(found))
         return {
             "judgements": 1536, "pairs": 768, "preferences": 701, "ties": 67, "skipped": 12, "agreement": 0.746,
             "agreement_pairs": 768, "annotators": 5, "left_share": 0.508, "longer_share": 0.617,

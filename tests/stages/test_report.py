@@ -71,6 +71,8 @@ def test_everything_is_there(whole: tuple[Page, Path]) -> None:
     assert "226 · 41 · 33" in text
     assert "1,536" in text
     assert "74.6 %" in text
+    assert "701 decided pairs of 384 prompts count as 655 of equal weight" in text
+    assert "1 pair is <odd>" in text
     assert "reward: complete, digest" in text  # the description of the chain
     assert "Reward model: 81.2 %, 95 % interval 73.5 % to 87.1 %." in text
     assert "Length only: 58.6 %" in text
