@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rlhf_pipeline import processes
 from rlhf_pipeline.artifacts import file_digest
 
 STATE, DIGEST = "state.pt", "checkpoint.json"
@@ -36,13 +37,15 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Write ``folder/step-…`` and remove all but the newest two.
+    """Write ``folder/step-…`` and remove all but the newest two; among several processes the first alone does it.
 
     Args:
         folder: made when missing.
         step: steps done.
         state: tensors, numbers, strings, and dicts, lists or tuples of them.
     """
+    if not processes.is_first():
+        return
     final = folder / f"step-{step:06d}"
     partial = folder / f"{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)

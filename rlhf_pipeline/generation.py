@@ -72,12 +72,13 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int,
+    first_row: int = 0,
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[Sampled]:
     """Continue each prompt until a token of ``stop_ids`` or ``max_new_tokens`` tokens; result i is for prompt i.
 
-    Row i draws from its own generator, seeded from ``(seed, i)``, so that its response depends neither on
+    Row i draws from its own generator, seeded from ``(seed, first_row + i)``, so that its response depends neither on
     ``batch_size`` nor on the other prompts (beyond the rounding of the forward itself). The model runs in eval mode;
     its mode is restored afterwards.
 
@@ -87,6 +88,7 @@ def generate(
         temperature: divides the logits; 0 takes the most probable token.
         top_p: sample only from the smallest set of tokens that has this probability (nucleus sampling, Holtzman et al.
             2020, arXiv:1904.09751). Below 1 the samples are no longer the policy's own distribution.
+        first_row: the place of the first prompt, where these are a part of more.
         on_batch: called after each batch with the number of its prompts.
 
     Raises:
@@ -106,7 +108,7 @@ def generate(
         with torch.no_grad():
             for start in range(0, len(by_length), batch_size):
                 rows = by_length[start : start + batch_size]
-                batch = _start(inner, prompts, rows, pad_id, max_new_tokens, seed, greedy=temperature == 0)
+                batch = _start(inner, prompts, rows, pad_id, max_new_tokens, seed, first_row, greedy=temperature == 0)
                 for row, ids in _continue(inner, batch, stop_ids, max_new_tokens, temperature, top_p).items():
                     results[row] = Sampled(ids, ids[-1] in stop_ids)
                 if on_batch is not None:
@@ -145,6 +147,7 @@ def _start(
     pad_id: int,
     max_new_tokens: int,
     seed: int,
+    first_row: int,
     *,
     greedy: bool,
 ) -> _Batch:
@@ -158,7 +161,7 @@ def _start(
     width = max(map(len, different))
     tokens = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in different])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in different])
-    uniforms = None if greedy else torch.stack([_uniforms(seed, row, max_new_tokens) for row in rows])
+    uniforms = None if greedy else torch.stack([_uniforms(seed, first_row + row, max_new_tokens) for row in rows])
     return _Batch(
         rows=rows,
         cache=DynamicCache(config=model.config),

@@ -158,11 +158,17 @@ def last_hidden(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     return _hidden(model, sequences)[torch.arange(len(last), device=last.device), last]
 
 
-def in_order(parts: Iterable[Tensor], groups: Sequence[Sequence[int]], width: int = 0) -> Tensor:
-    """Results by group put back by index: ``(batch, …)`` parts; two-dimensional ones are zero-padded to ``width``."""
+def in_order(
+    parts: Iterable[Tensor], groups: Sequence[Sequence[int]], width: int = 0, count: int | None = None
+) -> Tensor:
+    """Results by group put back by index: ``(batch, …)`` parts; two-dimensional ones are zero-padded to ``width``.
+
+    With ``count`` the groups may leave rows out, which are 0 among ``count``.
+    """
     stacked = torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1])) if p.ndim == 2 else p for p in parts])
     order = torch.tensor([index for group in groups for index in group], device=stacked.device)
-    return torch.empty_like(stacked).index_copy(0, order, stacked)
+    rows = len(order) if count is None else count
+    return stacked.new_zeros((rows, *stacked.shape[1:])).index_copy(0, order, stacked)
 
 
 def _hidden(model: PreTrainedModel, sequences: Sequences) -> Tensor:

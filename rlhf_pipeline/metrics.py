@@ -15,23 +15,29 @@ class MetricsWriter:
     """Appends one JSON line per step to ``metrics.jsonl``; a resumed run drops the lines after its checkpoint.
 
     Args:
-        path: the file; created when missing.
+        path: the file; created when missing. None writes nothing: only one process among several keeps the file.
         resume_step: keep the lines with ``step`` up to this one, drop the rest (0 starts afresh).
     """
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
+    def __init__(self, path: Path | None, resume_step: int = 0) -> None:
+        self._file = None
+        if path is None:
+            return
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line; ``row`` has an integer ``step``. Non-finite numbers become null, as JSON has none."""
+        if self._file is None:
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._file.write(json.dumps(clean) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from rlhf_pipeline import processes
 from rlhf_pipeline.config import LoraSection, ModelConfig
+from rlhf_pipeline.divided_base import divide_layers
 from rlhf_pipeline.errors import ArtifactError, ConfigError, ModelError
 from rlhf_pipeline.model_source import LOADING_ERRORS, first_line, load_config, model_folder
 from rlhf_pipeline.model_source import base_identity as base_identity
@@ -97,6 +99,8 @@ def _load(
                 output_loading_info=True,
                 **options,
             )
+            if processes.divides_base():
+                divide_layers(loaded, device)
             if "quantization_config" not in options:
                 loaded = loaded.to(device)
     except torch.OutOfMemoryError:

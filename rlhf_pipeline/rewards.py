@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlhf_pipeline import processes
 from rlhf_pipeline.errors import ConfigError, TrainingError
 from rlhf_pipeline.rollout import Rollout, Scorer, ScoreScale
 
@@ -51,7 +52,7 @@ def function_scorer(
     messages: Callable[[Sequence[int]], list[dict[str, str]]],
     text: Callable[[Sequence[int]], str],
 ) -> Scorer:
-    """A scorer that asks a function once for a whole rollout.
+    """A scorer that asks a function once for a whole rollout, in the first process alone.
 
     Args:
         path: of its file, for errors.
@@ -60,6 +61,12 @@ def function_scorer(
     """
 
     def score(rollout: Rollout, _: Sequence[Sequence[int]]) -> Tensor:
+        scores = ask(rollout) if processes.is_first() else [0.0] * len(rollout.prompts)
+        told = torch.tensor(scores, dtype=torch.float32, device=rollout.response_mask.device)
+        processes.copy_from_first([told])
+        return told
+
+    def ask(rollout: Rollout) -> list[float]:
         prompts, responses = [messages(ids) for ids in rollout.prompts], [text(ids) for ids in rollout.responses]
         try:
             scores = [float(one) for one in function(prompts, responses)]
@@ -78,7 +85,7 @@ def function_scorer(
                 f"the reward function gave {found}; wanted is a finite number for each of {len(responses)} responses",
                 where=str(path),
             )
-        return torch.tensor(scores, dtype=torch.float32, device=rollout.response_mask.device)
+        return scores
 
     return score
 

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_pipeline.config import LoraSection
+from rlhf_pipeline.divided_base import in_step, own_part
 from rlhf_pipeline.errors import ArtifactError, ModelError
 from rlhf_pipeline.models import lora_config
 from rlhf_pipeline.trunk import Trunk, decoder_layers
@@ -196,7 +197,8 @@ class Roles:
         ) in self._recomputed:  # the layer itself only: what is inside stays in evaluation mode, without dropout
             layer.training = torch.is_grad_enabled()
         try:
-            yield self.base
+            with in_step(self.base):
+                yield self.base
         finally:
             for layer in self._recomputed:
                 layer.training = False
@@ -249,11 +251,14 @@ class Roles:
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
     def fingerprint(self, name: str | None) -> str:
-        """sha256 over a role's tensors with its head, or over the base's for None: equal bits, equal fingerprint."""
+        """sha256 over a role's tensors with its head, or over the base's for None: equal bits, equal fingerprint.
+
+        Of a divided base it is this process's part.
+        """
         tensors: dict[str, Tensor] = dict(self._base_tensors) if name is None else dict(self.named_parameters(name))
         digest = hashlib.sha256()
         for key in sorted(tensors):
-            value = tensors[key].detach().cpu().contiguous()
+            value = own_part(tensors[key].detach()).cpu().contiguous()
             digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rlhf_pipeline import processes
 from rlhf_pipeline.errors import TrainingError
 from rlhf_pipeline.generation import Sampled, ending_with, generate
 from rlhf_pipeline.logprobs import (
@@ -78,15 +79,31 @@ class Rollout:
         return packed if self.below is None else replace(packed, below=self.below.batch(rows))
 
     def minibatches(self, count: int, token_budget: int, seed: int) -> list[list[list[int]]]:
-        """All rows once, in random minibatches of equal size (±1), each as micro-batches within the token budget."""
+        """All rows once, in random minibatches of equal size (±1), each as micro-batches within the token budget.
+
+        Of every minibatch, a process among several has the micro-batches that are its own.
+        """
         order = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed)).tolist()
         lengths = [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
         minibatches = []
         for place in range(count):
             rows = order[place::count]
-            groups = micro_batches([lengths[i] for i in rows], token_budget)
+            groups = _dealt([lengths[i] for i in rows], token_budget)
             minibatches.append([[rows[i] for i in group] for group in groups])
         return minibatches
+
+
+def _dealt(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """This process's micro-batches: each process gets as many rows of every length (± 1), in as many micro-batches."""
+    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    shares = [by_length[first :: processes.world()] for first in range(processes.world())]
+    grouped = [micro_batches([lengths[i] for i in rows], token_budget) for rows in shares]
+    rows, groups = shares[processes.rank()], grouped[processes.rank()]
+    mine = [[rows[i] for i in group] for group in groups]
+    while len(mine) < min(max(map(len, grouped)), len(rows)):
+        largest = max(mine, key=len)
+        mine.append([largest.pop() for _ in range(len(largest) // 2)])
+    return mine
 
 
 def sample(
@@ -100,19 +117,26 @@ def sample(
     batch_size: int,
     seed: int,
 ) -> Rollout:
-    """One response of a role to each prompt, drawn from exactly the distribution that is trained (no top-p)."""
+    """One response of a role to each prompt, drawn from exactly the distribution that is trained (no top-p).
+
+    Every process samples its share of them and gets the others' responses.
+    """
+    mine = processes.share(len(prompts))
     with roles.use(role) as model, roles.precision():
         sampled = generate(
             model,
-            prompts,
+            prompts[mine.start : mine.stop],
             stop_ids=chat.stop_ids,
             pad_id=chat.pad_id,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            first_row=mine.start,
             batch_size=batch_size,
         )
-    return Rollout.of(prompts, sampled, pad_id=chat.pad_id, device=roles.base.device)
+    rows = processes.gather_rows([[s.ended, *s.ids] for s in sampled], len(prompts))
+    of_all = [Sampled(ids, bool(ended)) for ended, *ids in rows]
+    return Rollout.of(prompts, of_all, pad_id=chat.pad_id, device=roles.base.device)
 
 
 @dataclass(frozen=True)
@@ -173,9 +197,9 @@ def measure(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, 
     """Ask policy, reference and value (where there is that role) for every response token, in the given micro-batches.
 
     With the micro-batches of the first epoch the old log-probabilities are those of the training forward to the bit.
+    Each process asks about its own rows and gets the others' answers.
     """
     batches = [rollout.sequences(rows) for rows in groups]
-    width = rollout.response_mask.shape[1]
     logprobs: dict[str, list[Tensor]] = {"policy": [], "reference": []}
     entropy, values, hidden = list[Tensor](), list[Tensor](), list[Tensor]()
     for name, parts in logprobs.items():
@@ -194,10 +218,11 @@ def measure(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, 
                 values.append(batch.dense(roles.head("value", hidden[-1])))
                 if roles.adapter_of("value") == "value":
                     hidden.clear()  # its adapter learns, so they will be others in the next pass
-    policy, reference = (in_order(parts, groups, width) for parts in logprobs.values())
-    critic = in_order(values, groups, width) if values else None
-    features = _by_row(hidden, groups, rollout) if hidden else None
-    return Measured(policy, reference, critic, in_order(entropy, groups, width), features)
+    policy, reference = (_of_all(parts, groups, rollout) for parts in logprobs.values())
+    critic = _of_all(values, groups, rollout) if values else None
+    # Of several processes another may learn from a row in the next pass: what nothing trains is then computed again.
+    features = _by_row(hidden, groups, rollout) if hidden and processes.world() == 1 else None
+    return Measured(policy, reference, critic, _of_all(entropy, groups, rollout), features)
 
 
 def _by_row(parts: Sequence[Tensor], groups: Sequence[Sequence[int]], rollout: Rollout) -> list[Tensor]:
@@ -214,7 +239,13 @@ def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int
     """The reward role's score of each response, ``(batch,)``, read at its last token."""
     with roles.use("reward") as model:
         parts = [roles.head("reward", last_hidden(model, rollout.sequences(rows))) for rows in groups]
-    return in_order(parts, groups)
+    return _of_all(parts, groups, rollout)
+
+
+def _of_all(parts: list[Tensor], groups: Sequence[Sequence[int]], rollout: Rollout) -> Tensor:
+    """What this process found out about the rows of its groups, and the others about theirs, by row."""
+    count, width = rollout.response_mask.shape
+    return processes.add_up(in_order(parts, groups, width, count))
 
 
 def describe(

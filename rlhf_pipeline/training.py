@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import logging
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
+from rlhf_pipeline import processes
 from rlhf_pipeline.config import ModelConfig, TrainingSection
 from rlhf_pipeline.errors import ConfigError, TrainingError
 from rlhf_pipeline.metrics import MetricsWriter, read_metrics
@@ -43,6 +43,7 @@ from rlhf_pipeline.models import dtype_of, save_adapter, save_full
 from rlhf_pipeline.models import quiet as models_quiet
 from rlhf_pipeline.tokenization import ChatTokenizer
 from rlhf_pipeline.trainer_checkpoints import newest_checkpoint, read_complete, seal
+from rlhf_pipeline.trainer_processes import Together
 
 # TRL computes the language head only where there is a label, but on a device without Triton at every position, for the
 # sake of one kind of device. The numbers are the same; on a CPU this halves the time of the head.
@@ -51,7 +52,7 @@ trl_utils._use_triton = lambda device: True  # type: ignore[attr-defined]
 _WINDOW = 8  # batches among which rows are sorted by length: little padding, and still mixed
 
 
-class _Quiet:
+class _Quiet(Together):
     """No telemetry whatever the environment says, and no model card in every checkpoint."""
 
     def _send_telemetry(self) -> None:
@@ -105,17 +106,19 @@ def plan(
 ) -> Plan:
     """Lay out the training rows: a new permutation in each epoch, batches of like length, in random order.
 
+    Several processes need as many rows each: where the last batch is shorter, it is filled up with some rows again.
+
     Args:
         section: epochs, batch sizes and the limit on steps.
         lengths: tokens of each row.
         seed: of the order.
-        world: processes that share a batch; null asks the launcher.
+        world: processes that share a batch; null: those at work.
         micro: rows in one forward pass where ``section`` leaves it open.
 
     Raises:
         ConfigError: the batch cannot be divided into micro-batches.
     """
-    world = world or int(os.environ.get("WORLD_SIZE", "1"))
+    world = world or processes.world()
     micro = section.micro_batch_size or micro or max(1, section.batch_size // world)
     if section.batch_size % (micro * world):
         raise ConfigError(
@@ -138,6 +141,8 @@ def plan(
         short = batches.pop() if len(batches[-1]) < section.batch_size else []
         draw.shuffle(batches)
         arranged += [i for batch in [*batches, short] for i in batch]
+    missing = -rows % (micro * world) if world > 1 else 0
+    arranged += [draw.randrange(len(lengths)) for _ in range(missing)]
     return Plan(tuple(arranged), math.ceil(rows / section.batch_size), micro, section.batch_size // (micro * world))
 
 
@@ -182,7 +187,7 @@ def arguments(
         output_dir=str(folder),
         max_steps=steps.steps,
         per_device_train_batch_size=steps.micro_batch,
-        per_device_eval_batch_size=steps.micro_batch,
+        per_device_eval_batch_size=steps.micro_batch * processes.world(),
         gradient_accumulation_steps=steps.accumulation,
         train_sampling_strategy="sequential",
         learning_rate=section.learning_rate,
@@ -225,7 +230,7 @@ def processing_class(chat: ChatTokenizer) -> Any:
 
 
 def train(
-    trainer: Trainer,
+    trainer: Together,
     *,
     folder: Path,
     say: Callable[[str], None],
@@ -246,21 +251,24 @@ def train(
         TrainingError: the loss is not a number.
     """
     metrics = folder / "metrics.jsonl"
-    resume = newest_checkpoint(folder / "checkpoints", say)
+    with processes.first_alone():
+        resume = newest_checkpoint(folder / "checkpoints", say)
     before = read_complete(resume) if resume else {"step": 0, "tokens": 0}
     if resume:
         say(f"resuming at step {before['step']} of {trainer.args.max_steps}")
         advance(before["step"])
     # TRL counts tokens of this process only.
     trainer._total_train_tokens = before["tokens"]  # type: ignore[attr-defined]
-    writer = MetricsWriter(metrics, resume_step=before["step"])
+    writer = MetricsWriter(metrics if processes.is_first() else None, resume_step=before["step"])
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Watch(trainer, writer, advance))
+    trainer.start_alike(trainer.args.seed)
     try:
         with quiet():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         writer.close()
+    processes.wait()  # until all is written
     losses = [row["loss"] for row in read_metrics(metrics) if row.get("loss") is not None]
     last = losses[-max(1, len(losses) // 10) :]
     return {
@@ -352,7 +360,7 @@ def describe(model: Any, steps: Plan) -> str:
     """One line: what is trained, and for how long."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    rows = steps.micro_batch * steps.accumulation
+    rows = steps.micro_batch * steps.accumulation * processes.world()
     parts = f" ({steps.accumulation} × {steps.micro_batch})" if steps.accumulation > 1 else ""
     return f"{trainable:,} of {total:,} parameters are trained, {steps.steps:,} steps of {rows} rows{parts}"
 
@@ -374,8 +382,11 @@ def finish(trained: Any, model: ModelConfig, device: str) -> None:
 
 
 def save(trained: Any, folder: Path, model: ModelConfig) -> None:
-    """Write ``adapter/`` or ``model/``."""
-    if isinstance(trained, PeftModel):
-        save_adapter(trained, folder / "adapter", base_name=model.name)
-    else:
-        save_full(trained, folder / "model")
+    """Write ``adapter/`` or ``model/``; it is there for every process afterwards."""
+    with processes.first_alone():
+        if not processes.is_first():
+            return
+        if isinstance(trained, PeftModel):
+            save_adapter(trained, folder / "adapter", base_name=model.name)
+        else:
+            save_full(trained, folder / "model")

@@ -23,6 +23,8 @@ class Stage:
     summary: str
     memory: tuple[str, ...] = ()
     """The settings of its own that take less memory when they are lowered."""
+    trains: bool = False
+    """Whether ``run.launch`` lets several processes work on it."""
 
 
 _SPLIT = ("model", "data.held_out")
@@ -36,12 +38,12 @@ _SAMPLED = ("batch_size", "max_new_tokens")
 _ROLLOUTS = ("generation_batch", "micro_batch_tokens", "max_new_tokens", "max_prompt_length")
 
 STAGES = (
-    Stage("sft", "policy", (), (), _DEMONSTRATIONS, True, "demonstrations → policy", _ROWS),
+    Stage("sft", "policy", (), (), _DEMONSTRATIONS, True, "demonstrations → policy", _ROWS, True),
     Stage("sample", "responses", ("sft",), (), _PROMPTS, True, "policy → K responses per prompt", _SAMPLED),
     Stage("collect", "preferences", (), ("sample",), _IMPORTS, False, "judgements → preferences"),
-    Stage("reward", "reward_model", ("sft", "collect"), (), _SPLIT, True, "preferences → reward model", _ROWS),
-    Stage("dpo", "policy", ("sft", "collect"), (), _SPLIT, True, "preferences → policy, by DPO", _ROWS),
-    Stage("ppo", "policy", ("sft",), ("reward",), _PROMPTS, True, "reward model → policy, by PPO", _ROLLOUTS),
+    Stage("reward", "reward_model", ("sft", "collect"), (), _SPLIT, True, "preferences → reward model", _ROWS, True),
+    Stage("dpo", "policy", ("sft", "collect"), (), _SPLIT, True, "preferences → policy, by DPO", _ROWS, True),
+    Stage("ppo", "policy", ("sft",), ("reward",), _PROMPTS, True, "reward model → policy, by PPO", _ROLLOUTS, True),
     Stage("evaluate", "evaluation", ("sft",), _JUDGED, _PROMPTS, True, "policies → win rates, report", _SAMPLED),
 )
 NAMES = tuple(stage.name for stage in STAGES)

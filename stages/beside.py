@@ -1,4 +1,4 @@
-"""A stage in a process of its own, beside another one: DPO needs nothing of reward and PPO, and they nothing of it."""
+"""A call in a process of its own: a stage beside another one, or one of several processes at one stage."""
 
 from __future__ import annotations
 
@@ -23,23 +23,32 @@ class Beside:
     Args:
         name: of the stage.
         call: a function of a module; it, its arguments and its value travel between the processes.
+        tell: is given each line that it says; null says it here.
     """
 
-    def __init__(self, name: str, call: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(
+        self, name: str, call: Callable[..., Any], *arguments: Any, tell: Callable[[str], None] | None = None
+    ) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA, or torch's threads
-        self._name = name
+        self._name, self._tell = name, tell or self._say
         self._from_there, there = context.Pipe(duplex=False)
         self._process = context.Process(target=_work, args=(there, call, arguments), daemon=True)
         self._process.start()
         there.close()
         self._value: Any = None
         self._error: BaseException | None = None
+        self.killed: int | None = None
+        """The exit code, where it was ended from outside."""
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
     def alive(self) -> bool:
         """Whether it is still at work."""
         return self._listener.is_alive()
+
+    def failure(self) -> BaseException | None:
+        """What it has ended with, where it is no longer alive and has no value."""
+        return None if self.alive() else self._error
 
     def result(self) -> Any:
         """Wait for the value.
@@ -59,19 +68,23 @@ class Beside:
         self._process.terminate()
         self._process.join()
 
+    def _say(self, line: str) -> None:
+        say(line if line.startswith(f"{self._name}:") else f"  {self._name} | {line.strip()}")
+
     def _listen(self) -> None:
         try:
             while True:
                 kind, content = self._from_there.recv()
                 if kind == "said":
-                    say(content if content.startswith(f"{self._name}:") else f"  {self._name} | {content.strip()}")
+                    self._tell(content)
                     continue
                 self._value, self._error = (content, None) if kind == "value" else (None, content)
                 return
         except EOFError:
             self._process.join()
+            self.killed = self._process.exitcode
             self._error = TrainingError(
-                f"the process of {self._name} was ended from outside (exit code {self._process.exitcode})",
+                f"the process of {self._name} was ended from outside (exit code {self.killed})",
                 advice="it may have lacked memory: try --set run.parallel=1; the same command goes on from here",
             )
 

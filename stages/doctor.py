@@ -26,7 +26,15 @@ Finding = tuple[str, str]  # "ok", "note" or "fails", and the sentence
 
 def check(settings: Settings) -> int:
     """Print every finding; 0 when nothing would fail, else 1."""
-    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_folder, _packages, _data, _model, _memory, _judging)
+    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+        _folder,
+        _packages,
+        _data,
+        _model,
+        _memory,
+        _launch,
+        _judging,
+    )
     failed = 0
     for one in checks:
         try:
@@ -133,7 +141,7 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         if name not in settings.run.stages:
             continue
         section = getattr(settings, name)
-        sequences = section.micro_batch_size or section.batch_size
+        sequences = section.micro_batch_size or max(1, section.batch_size // settings.run.launch.processes)
         tokens = sequences * section.max_length * (1 if name == "sft" else 2)
         need = memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=section.gradient_checkpointing)
         if section.lora is None:
@@ -143,6 +151,27 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         yield _fits(settings, name, need, available)
     for name, need in _sampling_needs(settings, shape, base, width):
         yield _fits(settings, name, need, available)
+
+
+def _launch(settings: Settings) -> Iterator[Finding]:
+    """What ``run.launch`` will do, and what one process holds of the base."""
+    from rlhf_pipeline import memory
+
+    launch = settings.run.launch
+    if launch.processes == 1:
+        return
+    shape, width = _shape(settings), _width(settings)
+    whole = memory.base_bytes(shape, width=width, four_bit=settings.model.quantization == "4bit")
+    divided = (shape.parameters - shape.embedding_parameters) * width if launch.divides_base else 0
+    held = (whole - divided * (1 - 1 / launch.processes)) / memory.GIB
+    part = f" ({whole / memory.GIB:.2f} in sft, reward and dpo)" if divided else ""
+    names = ", ".join(s.name for s in BY_NAME.values() if s.trains and s.name in settings.run.stages)
+    yield (
+        "note",
+        f"launch: {names} in {launch.processes} processes ({launch.strategy}), on CUDA on a device each; one holds "
+        f"{held:.2f} of the base's {whole / memory.GIB:.2f} GiB{part}, beside what its stage needs; on a CPU they "
+        "share the memory",
+    )
 
 
 def _sampling_needs(settings: Settings, shape: Shape, base: float, width: int) -> Iterator[tuple[str, float]]:

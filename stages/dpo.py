@@ -142,20 +142,24 @@ def _logprobs(policy: Any, pairs: Sequence[EncodedPair], chat: ChatTokenizer, bu
     """Of every pair, at most ``budget`` tokens at once, without dropout; a response of several pairs is read once."""
     import torch
 
+    from rlhf_pipeline import processes
+    from rlhf_pipeline.divided_base import in_step
     from rlhf_pipeline.logprobs import micro_batches, pad_sequences, response_logprobs
     from rlhf_pipeline.models import quiet
 
     policy.eval()
     both = [[(tuple(pair.prompt), tuple(response)) for response in (pair.chosen, pair.rejected)] for pair in pairs]
     distinct = list(dict.fromkeys(row for rows in both for row in rows))
-    sums: dict[Any, float] = {}
-    with quiet(), torch.no_grad():
-        for places in micro_batches([len(prompt) + len(response) for prompt, response in distinct], budget):
+    groups = micro_batches([len(prompt) + len(response) for prompt, response in distinct], budget)
+    sums = torch.zeros(len(distinct), dtype=torch.float64, device=policy.device)
+    with quiet(), torch.no_grad(), in_step(policy):
+        for places in groups[processes.rank() :: processes.world()]:
             rows = [distinct[i] for i in places]
             prompts, responses = zip(*rows, strict=True)
             batch = pad_sequences(prompts, responses, pad_id=chat.pad_id, device=policy.device)
-            sums.update(zip(rows, response_logprobs(policy, batch).sum(-1).tolist(), strict=True))
-    return [(sums[chosen], sums[rejected]) for chosen, rejected in both]
+            sums[places] = response_logprobs(policy, batch).sum(-1).double()
+    found = dict(zip(distinct, processes.add_up(sums).tolist(), strict=True))
+    return [(found[chosen], found[rejected]) for chosen, rejected in both]
 
 
 def _measure(before: LogProbs, after: LogProbs) -> dict[str, Any]:

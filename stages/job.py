@@ -31,14 +31,19 @@ class Job:
     run_folder: Path
     seed: int
     device: str
+    first: bool = True
+    """Whether this is the one process, or the one among several that writes files."""
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
         say(f"  {text}")
 
-    def report_on(self, what: str) -> Path:
-        """The file for the readers of data, with every row that cannot be used; it is made where there is one."""
-        return self.folder / f"unusable_{what}.txt"
+    def report_on(self, what: str) -> Path | None:
+        """The file for the readers of data, with every row that cannot be used; it is made where there is one.
+
+        None in all but the first of several processes.
+        """
+        return self.folder / f"unusable_{what}.txt" if self.first else None
 
     def track(self, description: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         """A progress bar; the value of the context advances it by so many."""

@@ -213,7 +213,7 @@ def run(job: Job) -> dict[str, Any]:
             roles.load_state(name, checkpoint.state[name])
         optimizer.load_state_dict(checkpoint.state["optimizer"])
 
-    writer, row = MetricsWriter(job.folder / "metrics.jsonl", resume_step=done), dict[str, Any]()
+    writer, row = MetricsWriter(job.folder / "metrics.jsonl" if job.first else None, done), dict[str, Any]()
     with job.track("iterations", config.iterations) as advance:
         advance(done)
         for iteration in range(done, config.iterations):
@@ -268,7 +268,8 @@ def run(job: Job) -> dict[str, Any]:
     ppo_start.require_unmoved(roles, frozen)
     moved = rollouts.largest_difference(roles, "policy", "reference", prompts[:8], pad_id=chat.pad_id)
     require_finite(moved, "the largest log-ratio of policy and SFT")
-    roles.save("policy", job.folder / "adapter", model_name=job.settings.model.name)
+    if job.first:
+        roles.save("policy", job.folder / "adapter", model_name=job.settings.model.name)
     job.say(_summary(row, config.iterations))
     return {key: value for key, value in row.items() if not key.startswith("seconds/")}
 

@@ -29,22 +29,27 @@ def learn(
     """The passes over one iteration's responses; each minibatch is a step of policy and value."""
     import torch
 
+    from rlhf_pipeline import processes
+
     mask = experience.rollout.response_mask
     trained = roles.names(trainable=True)
     sums = dict.fromkeys(("policy", "policy_clipped", "old_kl", "value", "value_clipped", "tokens"), 0.0)
     ratio_check: float | None = None
     for minibatch in (minibatch for epoch in plan for minibatch in epoch):
         batches = [experience.batch(rows) for rows in minibatch]
-        tokens = sum(int(batch.sequences.response_mask.sum()) for batch in batches)
+        here = sum(int(batch.sequences.response_mask.sum()) for batch in batches)
+        tokens = round(processes.add_up_numbers({"tokens": here})["tokens"])
         optimizer.zero_grad(set_to_none=True)
         step, ratio_error = _policy_backward(config, roles, batches, tokens)
+        step, ratio_error = processes.add_up_numbers(step), processes.largest(ratio_error)
         if ratio_check is None:
             ratio_check = ratio_error
             ppo_start.require_unit_ratio(ratio_error, roles)
         elif step["old_kl"] / tokens > _EARLY_STOP * config.target_kl:
             break
         if "value" in roles and config.critic.on != "policy_trunk":
-            step |= _value_backward(config, roles, batches, tokens)
+            step |= processes.add_up_numbers(_value_backward(config, roles, batches, tokens))
+        processes.add_up_gradients(parameter for name in trained for parameter in roles.parameters(name))
         for name in trained:
             norm = torch.nn.utils.clip_grad_norm_(roles.parameters(name), config.max_grad_norm).item()
             if not math.isfinite(norm):

@@ -45,7 +45,7 @@ def encoded_prompts(job: Job, chat: ChatTokenizer) -> tuple[list[list[int]], Con
 
 def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> tuple[Roles, Scoring]:
     """The base with its roles, and what scores a rollout."""
-    from rlhf_pipeline import models
+    from rlhf_pipeline import models, processes
     from rlhf_pipeline.rewards import Scoring
     from rlhf_pipeline.roles import Roles
     from stages.ppo import sources
@@ -71,6 +71,7 @@ def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> t
         _add_value(roles, config)
     if config.gradient_checkpointing:
         roles.recompute_layers()
+    processes.copy_from_first(p for name in roles.names(trainable=True) for p in roles.parameters(name))
     return roles, Scoring(scorers)
 
 
@@ -78,7 +79,7 @@ def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer) -> Scorer:
     """The reward stage's model: a role on the base, or a model of its own beside it."""
     import torch
 
-    from rlhf_pipeline import models
+    from rlhf_pipeline import models, processes
     from rlhf_pipeline.rollout import adapter_scores
 
     reward = job.inputs["reward"].folder
@@ -94,8 +95,11 @@ def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer) -> Scorer:
         judged = rollout.ending_with(chat.end_id)
         if not whole:
             return adapter_scores(roles, judged, groups)
-        scores = reward_model.score([[*p, *r] for p, r in zip(judged.prompts, judged.responses, strict=True)])
-        return torch.tensor(scores, device=job.device)
+        mine = processes.share(len(judged.prompts))
+        scores = torch.zeros(len(judged.prompts), device=job.device)
+        rows = [[*judged.prompts[i], *judged.responses[i]] for i in mine]
+        scores[mine.start : mine.stop] = torch.tensor(reward_model.score(rows), device=job.device)
+        return processes.add_up(scores)
 
     return score
 
@@ -136,8 +140,11 @@ def _add_value(roles: Roles, config: Config) -> None:
 
 def shared_trunk(job: Job, roles: Roles) -> Trunk | None:
     """The layers below all adapters, to be run once per iteration; null where there are none or it cannot be done."""
+    from rlhf_pipeline import processes
     from rlhf_pipeline.trunk import decoder_layers
 
+    if processes.world() > 1:
+        return None  # a row that is this process's in one pass is another's in the next
     try:
         trunk = roles.trunk()
     except ModelError as error:
@@ -150,14 +157,19 @@ def shared_trunk(job: Job, roles: Roles) -> Trunk | None:
 
 
 def require_unmoved(roles: Roles, frozen: Mapping[str | None, str]) -> None:
-    """Base, reference and reward have the fingerprints that they had at the start.
+    """Base, reference and reward have the fingerprints that they had at the start, and what is trained is the same in
+    every process.
 
     Raises:
         TrainingError: one has not.
     """
+    from rlhf_pipeline import processes
+
     moved = [name or "base" for name, fingerprint in frozen.items() if roles.fingerprint(name) != fingerprint]
     if moved:
         raise TrainingError(f"training has changed what must not change: {', '.join(moved)}")
+    for name in roles.names(trainable=True):
+        processes.require_same(f"the {name}", roles.fingerprint(name) if processes.world() > 1 else "")
 
 
 def _tolerance(roles: Roles) -> float:

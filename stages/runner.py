@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_pipeline import artifacts, config
 from rlhf_pipeline.errors import PipelineError, TrainingError, UsageError, WaitingForPeople
-from stages import BY_NAME, NAMES, Stage
+from stages import BY_NAME, NAMES, Stage, launch
 from stages.beside import Beside
 from stages.job import Job, say
 from stages.settings import Settings
@@ -31,7 +31,8 @@ from stages.states import (
     partial_folder,
 )
 
-_MACHINE = ("device", "dtype")
+_MACHINE = {"device": None, "dtype": None, "processes": 1}
+"""What an unfinished stage goes on with unchanged; the values are those of older versions, which did not note them."""
 
 
 def run(settings: Settings, only: Sequence[str] = (), *, again: bool = False) -> None:
@@ -46,6 +47,7 @@ def run(settings: Settings, only: Sequence[str] = (), *, again: bool = False) ->
         UsageError: an unknown stage, or another process at work in the folder.
         WaitingForPeople: the chain cannot go on before people have judged.
     """
+    launch.require_no_launcher(settings.run.launch)
     wanted = _wanted(settings, only)
     run_folder = _make_folder(Path(settings.run.folder))
     with locked(run_folder):
@@ -147,11 +149,12 @@ def _run_stage(
         "device": device,
     }
     dtype = identity["dtype"] if identity and stage.uses_model else None
-    partial = _prepare(partial_folder(run_folder, stage), {**made_by, "dtype": dtype})
+    processes = launch.processes_of(stage, settings)
+    partial = _prepare(partial_folder(run_folder, stage), {**made_by, "dtype": dtype, "processes": processes})
     started = time.monotonic()
     with _noting_why_it_stops(partial):
         job = Job(settings.section(stage), settings, partial, inputs, run_folder, settings.run.seed, device)
-        metrics = _call(stage, job)
+        metrics = launch.in_processes(stage, job, _call) if processes > 1 else _call(stage, job)
         seconds = round(time.monotonic() - started, 1)
         artifact = artifacts.complete(
             partial,
@@ -243,7 +246,9 @@ def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
     if path.is_file():
         before = json.loads(path.read_text())
         moved = [
-            f"{key}: {before.get(key)} → {fingerprint[key]}" for key in _MACHINE if before.get(key) != made_by[key]
+            f"{key}: {before.get(key, older)} → {fingerprint[key]}"
+            for key, older in _MACHINE.items()
+            if before.get(key, older) != made_by[key]
         ]
         changed = differences(before["settings"], fingerprint["settings"])
         same = dict.fromkeys(("settings", *_MACHINE))
@@ -281,6 +286,7 @@ def _machine(settings: Settings) -> dict[str, str]:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("run.device is cuda, but torch finds no CUDA device", advice="--set run.device=cpu")
     device = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    launch.require_devices(settings.run.launch, device)
     return {"device": device, "dtype": str(dtype_of(settings.model, device)).removeprefix("torch.")}
 
 

@@ -17,6 +17,7 @@ from stages import BY_NAME, NAMES, Stage
 from stages.collect import Config as CollectConfig
 from stages.dpo import Config as DpoConfig
 from stages.evaluate import Config as EvaluateConfig
+from stages.launch import Launch
 from stages.ppo import Config as PpoConfig
 from stages.ppo import sources as ppo_sources
 from stages.reward import Config as RewardConfig
@@ -42,6 +43,8 @@ class RunConfig(Section):
     parallel: int = Field(1, ge=1)
     """Stages at work at once, where they do not need each other: with 2, DPO runs beside reward and PPO, in a process
     of its own. Each takes the memory of its own model."""
+    launch: Launch = Field(default_factory=Launch)
+    """Several processes at one stage, on one machine."""
     tracking: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
     """A tracker to report training to, beside ``metrics.jsonl`` (needs its package)."""
 
@@ -85,6 +88,30 @@ class Settings(Section):
                 "run.stages has ppo, which needs reward; add reward or leave ppo out, "
                 "or let Python files alone score (ppo.rewards)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _processes_get_equal_shares(self) -> Settings:
+        number = self.run.launch.processes
+        if number > 1 and self.run.parallel > 1:
+            raise ValueError("run.launch gives every device to one stage; run.parallel must then be 1")
+        batches = {f"{name}.batch_size": getattr(self, name).batch_size for name in ("sft", "reward", "dpo")}
+        batches["ppo.rollout_batch / ppo.num_minibatches"] = self.ppo.rollout_batch / self.ppo.num_minibatches
+        for key, rows in batches.items():
+            if key.split(".")[0] in self.run.stages and rows % number:
+                raise ValueError(f"{key} is {rows:g}, which run.launch.processes ({number}) does not divide")
+        return self
+
+    @model_validator(mode="after")
+    def _a_divided_base_is_frozen(self) -> Settings:
+        if self.run.launch.divides_base:
+            if self.model.quantization != "none":
+                raise ValueError("run.launch.strategy fsdp2 cannot divide 4-bit weights; use ddp or 16 bits")
+            for name in ("sft", "reward", "dpo"):
+                if name in self.run.stages and getattr(self, name).lora is None:
+                    raise ValueError(
+                        f"run.launch.strategy fsdp2 divides a frozen base, but {name}.lora is null; use ddp"
+                    )
         return self
 
     def section(self, stage: Stage) -> Section:

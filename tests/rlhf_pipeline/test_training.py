@@ -48,6 +48,15 @@ def test_every_epoch_trains_every_row_once(epochs, max_steps, rows):
     assert set(counts) <= {rows // 100, -(-rows // 100)}
 
 
+@pytest.mark.parametrize(("micro", "world", "rows"), [(None, 2, 104), (2, 2, 100), (1, 8, 104), (None, 1, 100)])
+def test_several_processes_have_as_many_rows_each(micro, world, rows):
+    alone = training.plan(section(), LENGTHS, seed=1, world=1)
+    steps = training.plan(section(micro_batch_size=micro), LENGTHS, seed=1, world=world)
+    assert steps.order[:100] == alone.order, "the rows of one process, in its order"
+    assert (len(steps.order), steps.steps) == (rows, alone.steps)
+    assert steps.micro_batch * steps.accumulation * world == 8
+
+
 def test_order_follows_the_seed_and_keeps_like_lengths_together():
     def padding(order):
         groups = [[LENGTHS[i] for i in order[k : k + 8]] for k in range(0, len(order), 8)]

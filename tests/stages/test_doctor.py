@@ -82,6 +82,20 @@ def test_what_does_not_fit_is_named_with_its_settings(findings: Any, name: str, 
     assert "gradient_checkpointing" not in sentence, "it is set already"
 
 
+@pytest.mark.parametrize(("strategy", "held"), [("ddp", 14.96), ("fsdp2", 8.46)])
+def test_what_each_of_several_processes_holds(findings: Any, strategy: str, held: float) -> None:
+    findings("llama-3.1-8b-qlora")
+    chosen = settings.load(
+        ROOT / "configs" / "llama-3.1-8b-qlora.yaml",
+        ["model.quantization=none", "run.launch.processes=2", f"run.launch.strategy={strategy}"],
+    )
+    [(kind, sentence)] = doctor._launch(chosen)
+    assert kind == "note"
+    assert f"sft, reward, dpo, ppo in 2 processes ({strategy})" in sentence
+    assert f"one holds {held} of the base's 14.96 GiB" in sentence
+    assert not list(doctor._launch(settings.load(ROOT / "configs" / "llama-3.1-8b-qlora.yaml")))
+
+
 def test_keys_and_values_are_as_wide_as_the_model_says(tmp_path: Path) -> None:
     widths = {"llama": 2 * 8, "qwen3": 2 * 8, "gpt2": 32}
     for family, width in widths.items():
