@@ -1,7 +1,7 @@
 """Checkpoints of our own loops: whole or not there, verified before use, two kept.
 
-A checkpoint is a folder ``step-000010`` with the state (tensors and plain values, read back with
-``weights_only=True``) and its sha256. It is written under a temporary name, synced and renamed.
+A checkpoint is a folder ``step-000010``: the tensors of the state in ``tensors.safetensors``, everything else in
+``state.json``, and the sha256 of both in ``checkpoint.json``. It is written under a temporary name, synced and renamed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor
 
 from rlhf_pipeline import processes
 from rlhf_pipeline.artifacts import file_digest
 
-STATE, DIGEST = "state.pt", "checkpoint.json"
+TENSORS, VALUES, DIGESTS = "tensors.safetensors", "state.json", "checkpoint.json"
 KEPT = 2
+_PLACE = "tensor"  # what stands in the values where a tensor was: {"tensor": its name}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     Args:
         folder: made when missing.
         step: steps done.
-        state: tensors, numbers, strings, and dicts, lists or tuples of them.
+        state: tensors, numbers, strings, null, and lists, tuples or dicts of them; keys are names or whole numbers
+            (an optimizer's). Tuples come back as lists.
     """
     if not processes.is_first():
         return
@@ -50,10 +54,14 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     partial = folder / f"{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    torch.save(dict(state), partial / STATE)
-    digest = {"step": step, "sha256": file_digest(partial / STATE)}
-    (partial / DIGEST).write_text(json.dumps(digest), encoding="utf-8")
-    for path in (partial / STATE, partial / DIGEST, partial):
+    tensors: dict[str, Tensor] = {}
+    values = _apart(dict(state), "", tensors)
+    # By way of bytes: safetensors' own files are readable by their owner alone, whatever the umask.
+    (partial / TENSORS).write_bytes(serialise(tensors))
+    (partial / VALUES).write_text(json.dumps(values), encoding="utf-8")
+    digests = {name: file_digest(partial / name) for name in (TENSORS, VALUES)}
+    (partial / DIGESTS).write_text(json.dumps({"step": step, "sha256": digests}), encoding="utf-8")
+    for path in (*(partial / name for name in (TENSORS, VALUES, DIGESTS)), partial):
         _sync(path)
     shutil.rmtree(final, ignore_errors=True)  # one that was found damaged
     os.replace(partial, final)
@@ -63,19 +71,41 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose state has its sha256, its tensors on the CPU; null when there is none."""
+    """The newest checkpoint whose files have their sha256, its tensors on the CPU; null when there is none."""
     damaged: list[str] = []
     for name in _names(folder):
+        place = folder / name
         try:
-            digest = json.loads((folder / name / DIGEST).read_text(encoding="utf-8"))
-            whole = file_digest(folder / name / STATE) == digest["sha256"]
-        except (OSError, ValueError, KeyError):
+            digests = json.loads((place / DIGESTS).read_text(encoding="utf-8"))
+            whole = all(file_digest(place / file) == digests["sha256"][file] for file in (TENSORS, VALUES))
+        except (OSError, ValueError, KeyError, TypeError):
             whole = False
         if whole:
-            state = torch.load(folder / name / STATE, map_location="cpu", weights_only=True)
-            return Checkpoint(int(digest["step"]), state, tuple(damaged))
+            values = json.loads((place / VALUES).read_text(encoding="utf-8"))
+            return Checkpoint(int(digests["step"]), _together(values, load_file(place / TENSORS)), tuple(damaged))
         damaged.append(name)
     return None
+
+
+def _apart(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON can hold it; each tensor in it goes into ``tensors`` under its place."""
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().contiguous()
+        return {_PLACE: place}
+    if isinstance(value, Mapping):
+        return {str(key): _apart(inner, f"{place}/{key}", tensors) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_apart(inner, f"{place}/{index}", tensors) for index, inner in enumerate(value)]
+    return value
+
+
+def _together(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`_apart` was given."""
+    if isinstance(value, dict):
+        if value.keys() == {_PLACE}:
+            return tensors[value[_PLACE]]
+        return {int(key) if key.isdecimal() else key: _together(inner, tensors) for key, inner in value.items()}
+    return [_together(inner, tensors) for inner in value] if isinstance(value, list) else value
 
 
 def _names(folder: Path) -> list[str]:

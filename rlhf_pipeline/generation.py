@@ -28,6 +28,8 @@ class Sampled:
 
     ids: list[int]
     ended: bool
+    logprobs: list[float] = field(default_factory=list, compare=False)
+    """Of each token, under the distribution that it was drawn from; empty where nothing was drawn (temperature 0)."""
 
 
 @dataclass
@@ -42,6 +44,7 @@ class _Batch:
     uniforms: Tensor | None  # (rows, max_new_tokens), None when greedy
     copies: Tensor | None  # (rows,) places among the different prompts, where one stands for several rows until read
     responses: dict[int, list[int]] = field(default_factory=dict)
+    logprobs: dict[int, list[float]] = field(default_factory=dict)
 
     def keep(self, alive: Tensor) -> None:
         """Drop the finished rows, from the cache too: what is left costs only what it needs."""
@@ -109,8 +112,9 @@ def generate(
             for start in range(0, len(by_length), batch_size):
                 rows = by_length[start : start + batch_size]
                 batch = _start(inner, prompts, rows, pad_id, max_new_tokens, seed, first_row, greedy=temperature == 0)
-                for row, ids in _continue(inner, batch, stop_ids, max_new_tokens, temperature, top_p).items():
-                    results[row] = Sampled(ids, ids[-1] in stop_ids)
+                _continue(inner, batch, stop_ids, max_new_tokens, temperature, top_p)
+                for row, ids in batch.responses.items():
+                    results[row] = Sampled(ids, ids[-1] in stop_ids, batch.logprobs[row])
                 if on_batch is not None:
                     on_batch(len(rows))
     finally:
@@ -187,10 +191,10 @@ def _continue(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
-) -> dict[int, list[int]]:
-    """Decode until every row has ended or is full; returns the ids by row."""
+) -> None:
+    """Decode until every row has ended or is full; ids and log-probabilities by row are then in the batch."""
     accepted = inspect.signature(model.forward).parameters
-    batch.responses = {row: [] for row in batch.rows}
+    batch.responses, batch.logprobs = {row: [] for row in batch.rows}, {row: [] for row in batch.rows}
     stops = torch.tensor(sorted(stop_ids), device=batch.tokens.device)
     for step in range(max_new_tokens):
         arguments: dict[str, Any] = {"input_ids": batch.tokens, "attention_mask": batch.mask}
@@ -203,7 +207,11 @@ def _continue(
         if batch.uniforms is None:
             chosen = logits.float().argmax(-1)
         else:
-            chosen = _draw(token_probabilities(logits, temperature, top_p), batch.uniforms[:, step])
+            probabilities = token_probabilities(logits, temperature, top_p)
+            chosen = _draw(probabilities, batch.uniforms[:, step])
+            drawn = probabilities.gather(-1, chosen[:, None]).squeeze(-1).log()
+            for row, logprob in zip(batch.rows, drawn.tolist(), strict=True):
+                batch.logprobs[row].append(logprob)
         for row, token in zip(batch.rows, chosen.tolist(), strict=True):
             batch.responses[row].append(token)
         alive = ~torch.isin(chosen, stops)
@@ -214,7 +222,6 @@ def _continue(
             batch.keep(alive)
         if not batch.rows:
             break
-    return batch.responses
 
 
 def _draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:

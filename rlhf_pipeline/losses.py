@@ -32,10 +32,16 @@ class PolicyLoss:
     """The loss, and sums over its tokens (divide by ``token_count``) that say how far the policy has moved."""
 
     loss: Tensor
-    clipped: Tensor
-    """Tokens in which the clipped side was the larger one."""
+    clipped_low: Tensor
+    """Tokens in which the clipped side was the larger one, below 1 - ε."""
+    clipped_high: Tensor
+    """The same above 1 + ε."""
     old_kl: Tensor
     """Sum of the k3 estimates of KL(old‖new)."""
+    ratio: Tensor
+    """Sum of the ratios."""
+    largest_ratio: Tensor
+    smallest_ratio: Tensor
     largest_ratio_error: Tensor
     """max |ratio - 1|."""
 
@@ -69,11 +75,20 @@ def ppo_policy_loss(
     if dual_clip is not None:
         losses = torch.where(advantages < 0, torch.minimum(losses, -advantages * dual_clip), losses)
     with torch.no_grad():
-        clipped_tokens = masked_sum((clipped > plain).to(ratio.dtype), mask)
+        beyond = (clipped > plain) & mask.bool()
         # KL(old‖new) has its samples from old, so the ratio in k3 is new/old.
         old_kl = masked_sum(kl_k3(old_logprobs, logprobs), mask)
-        error = (ratio - 1).abs().max() if ratio.numel() else ratio.new_zeros(())
-    return PolicyLoss(masked_sum(losses, mask) / token_count, clipped_tokens, old_kl, error)
+        counted = ratio[mask.bool()] if mask.any() else ratio.new_ones(1)
+    return PolicyLoss(
+        masked_sum(losses, mask) / token_count,
+        clipped_low=(beyond & (ratio < 1)).sum(),
+        clipped_high=(beyond & (ratio > 1)).sum(),
+        old_kl=old_kl,
+        ratio=masked_sum(ratio.detach(), mask),
+        largest_ratio=counted.max().detach(),
+        smallest_ratio=counted.min().detach(),
+        largest_ratio_error=(counted - 1).abs().max().detach(),
+    )
 
 
 @dataclass(frozen=True)

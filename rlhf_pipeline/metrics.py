@@ -1,10 +1,13 @@
-"""Numbers on disk (one JSON line per step) and the intervals that go beside a proportion."""
+"""Numbers on disk (one JSON line per step), what a phase costs, and the intervals that go beside a proportion."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import resource
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,52 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+COSTS = ("seconds/", "tokens_per_second/", "memory/")
+"""How the names of numbers start that differ from run to run, and that no result depends on."""
+
+
+class Phases:
+    """Seconds, tokens per second and peak memory of an iteration's phases.
+
+    Args:
+        device: ``cpu`` or ``cuda``. A GPU counts the peak of each phase anew; on a CPU it is the process's peak so far,
+            so that the phase in which it rises is the one that needs it.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._peak: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Measure what happens inside as one phase."""
+        self._ready()
+        started = time.monotonic()
+        yield
+        self._peak[name] = self._ready() / 2**30
+        self._seconds[name] = time.monotonic() - started
+
+    def row(self, tokens: Mapping[str, float]) -> dict[str, float]:
+        """The numbers by name; memory is in GiB. ``tokens`` is what each phase has worked through."""
+        return {
+            **{f"seconds/{name}": seconds for name, seconds in self._seconds.items()},
+            **{f"tokens_per_second/{name}": count / self._seconds[name] for name, count in tokens.items()},
+            **{f"memory/{name}": peak for name, peak in self._peak.items()},
+        }
+
+    def _ready(self) -> float:
+        """Wait for the GPU; the peak in bytes since the last call, or of the process."""
+        if not self._cuda:
+            return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+        import torch
+
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return float(peak)
 
 
 def require_finite(value: float, what: str) -> None:

@@ -8,12 +8,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_pipeline import processes
 from rlhf_pipeline.errors import ConfigError, TrainingError
+from rlhf_pipeline.generation import Sampled
 from rlhf_pipeline.rollout import Rollout, Scorer, ScoreScale
 
 Function = Callable[[list[list[dict[str, str]]], list[str]], Sequence[float]]
@@ -130,6 +132,42 @@ class Scoring:
         for name, scores in raw.items():
             total = total + self.sources[name][0] * (scores - self.scales[name].mean) / self.scales[name].std
         return total, {name: scores.mean().item() for name, scores in raw.items()}
+
+
+_WHOLE = 2**30  # tokens: as one micro-batch
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Responses whose scores must stay what they were: a reward model that moves while it is learnt from is none."""
+
+    rollout: Rollout
+    scores: Tensor
+    """``(batch,)``, as they were at the start."""
+
+    @staticmethod
+    def of(rollout: Rollout, score: Scorer, number: int = 8) -> Probe:
+        """The first responses of a rollout."""
+        few = rollout.first(number)
+        return Probe(few, score(few, few.minibatches(1, _WHOLE, 0)[0]))
+
+    def drift(self, score: Scorer) -> float:
+        """The largest change of a score since the start: 0 where nothing is wrong."""
+        now = score(self.rollout, self.rollout.minibatches(1, _WHOLE, 0)[0])
+        return (now - self.scores).abs().max().item()
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        one = self.rollout
+        ids = {"prompts": one.prompts, "responses": one.responses, "pad_id": one.pad_id}
+        return {**ids, "ended": one.ended.tolist(), "scores": self.scores}
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any], *, device: torch.device) -> Probe:
+        """What :meth:`state` gave."""
+        sampled = [Sampled(*one) for one in zip(state["responses"], state["ended"], strict=True)]
+        rollout = Rollout.of(state["prompts"], sampled, pad_id=state["pad_id"], device=device)
+        return Probe(rollout, state["scores"].to(device))
 
 
 def _told(error: Exception, path: Path) -> str:

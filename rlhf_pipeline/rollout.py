@@ -24,7 +24,6 @@ from rlhf_pipeline.logprobs import (
     token_entropy,
     token_logprobs,
 )
-from rlhf_pipeline.losses import explained_variance, kl_k1, kl_k3, masked_mean, masked_sum
 from rlhf_pipeline.roles import Roles
 from rlhf_pipeline.tokenization import ChatTokenizer
 from rlhf_pipeline.trunk import KeptStates, Trunk
@@ -40,6 +39,8 @@ class Rollout:
     Attributes:
         ended: ``(batch,)``, whether a stop token was sampled; the others are truncated.
         response_mask: ``(batch, response_len)``.
+        sampling_logprobs: of each token under what it was drawn from, as the decoder computed it, ``(batch,
+            response_len)``, 0 where masked.
         below: the states of the layers that every role shares, where they are kept.
     """
 
@@ -47,6 +48,7 @@ class Rollout:
     responses: list[list[int]]
     ended: Tensor
     response_mask: Tensor
+    sampling_logprobs: Tensor
     pad_id: int
     below: KeptStates | None = None
 
@@ -56,7 +58,8 @@ class Rollout:
         width = max(len(s.ids) for s in sampled)
         mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sampled], device=device)
         ended = torch.tensor([s.ended for s in sampled], device=device)
-        return Rollout(list(prompts), [s.ids for s in sampled], ended, mask, pad_id)
+        drawn = torch.tensor([s.logprobs + [0.0] * (width - len(s.logprobs)) for s in sampled], device=device)
+        return Rollout(list(prompts), [s.ids for s in sampled], ended, mask, drawn, pad_id)
 
     def ending_with(self, end_id: int) -> Rollout:
         """The same, with every sampled stop token as ``end_id``: the one that the reward model has learnt on."""
@@ -71,6 +74,17 @@ class Rollout:
             for row, states in zip(rows, trunk.states(self.sequences(rows).ids), strict=True):
                 kept[row] = states[: len(self.prompts[row]) + len(self.responses[row])].clone()
         return replace(self, below=KeptStates(trunk, kept))
+
+    def first(self, number: int) -> Rollout:
+        """Its first rows."""
+        names = ("prompts", "responses", "ended", "response_mask", "sampling_logprobs")
+        return replace(self, below=None, **{name: getattr(self, name)[:number] for name in names})
+
+    def tokens(self, *, passes: float) -> dict[str, float]:
+        """What the phases work through: sampled tokens; prompts and responses once; the same ``passes`` times."""
+        sampled = sum(map(len, self.responses))
+        whole = sampled + sum(map(len, self.prompts))
+        return {"rollout": sampled, "score": whole, "train": passes * whole}
 
     def sequences(self, rows: Sequence[int]) -> Sequences:
         """These rows as one padded batch."""
@@ -135,8 +149,10 @@ def sample(
             batch_size=batch_size,
         )
     rows = processes.gather_rows([[s.ended, *s.ids] for s in sampled], len(prompts))
-    of_all = [Sampled(ids, bool(ended)) for ended, *ids in rows]
-    return Rollout.of(prompts, of_all, pad_id=chat.pad_id, device=roles.base.device)
+    own = {place: s.logprobs for place, s in zip(mine, sampled, strict=True)}
+    of_all = [Sampled(ids, bool(ended), own.get(place, [])) for place, (ended, *ids) in enumerate(rows)]
+    made = Rollout.of(prompts, of_all, pad_id=chat.pad_id, device=roles.base.device)
+    return replace(made, sampling_logprobs=processes.add_up(made.sampling_logprobs))
 
 
 @dataclass(frozen=True)
@@ -235,6 +251,18 @@ def _by_row(parts: Sequence[Tensor], groups: Sequence[Sequence[int]], rollout: R
 
 
 @torch.no_grad()
+def log_ratios(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, temperature: float) -> Tensor:
+    """``log policy - log reference`` of each whole response, ``(batch,)``; of the policy's own, the mean is the KL."""
+    sums = []
+    for name in ("policy", "reference"):
+        with roles.use(name) as model:
+            batches = (rollout.sequences(rows) for rows in groups)
+            parts = [response_logprobs(model, batch, temperature=temperature).sum(1) for batch in batches]
+        sums.append(_of_all(parts, groups, rollout))
+    return sums[0] - sums[1]
+
+
+@torch.no_grad()
 def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]]) -> Tensor:
     """The reward role's score of each response, ``(batch,)``, read at its last token."""
     with roles.use("reward") as model:
@@ -246,31 +274,6 @@ def _of_all(parts: list[Tensor], groups: Sequence[Sequence[int]], rollout: Rollo
     """What this process found out about the rows of its groups, and the others about theirs, by row."""
     count, width = rollout.response_mask.shape
     return processes.add_up(in_order(parts, groups, width, count))
-
-
-def describe(
-    rollout: Rollout, measured: Measured, raw_scores: Tensor, rewards: Tensor, returns: Tensor | None
-) -> dict[str, float]:
-    """Metrics of one iteration's responses, before learning from them; KL and rewards are sums per response.
-
-    Args:
-        raw_scores: ``(batch,)``, in the reward model's own unit.
-        rewards, returns: ``(batch, response_len)``; no returns without a critic.
-    """
-    mask, count = rollout.response_mask, len(rollout.prompts)
-    critic = {}
-    if measured.values is not None and returns is not None:
-        critic["ppo/val/explained_variance"] = explained_variance(measured.values, returns, mask)
-    return {
-        "objective/kl": masked_sum(kl_k1(measured.logprobs, measured.ref_logprobs), mask).item() / count,
-        "objective/kl_k3": masked_sum(kl_k3(measured.logprobs, measured.ref_logprobs), mask).item() / count,
-        "objective/entropy": masked_mean(measured.entropy, mask).item(),
-        "objective/scores": raw_scores.mean().item(),
-        "objective/rlhf_reward": rewards.sum().item() / count,
-        **critic,
-        "response/length": mask.sum().item() / count,
-        "response/ended": rollout.ended.float().mean().item(),
-    }
 
 
 @torch.no_grad()

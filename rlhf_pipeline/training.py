@@ -7,7 +7,6 @@ that a resumed run continues with exactly the rows that an uninterrupted one wou
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import math
 import random
@@ -42,6 +41,7 @@ from rlhf_pipeline.metrics import MetricsWriter, read_metrics
 from rlhf_pipeline.models import dtype_of, save_adapter, save_full
 from rlhf_pipeline.models import quiet as models_quiet
 from rlhf_pipeline.tokenization import ChatTokenizer
+from rlhf_pipeline.tracking import require_tracker
 from rlhf_pipeline.trainer_checkpoints import newest_checkpoint, read_complete, seal
 from rlhf_pipeline.trainer_processes import Together
 
@@ -179,9 +179,7 @@ def arguments(
     Raises:
         ConfigError: the tracker is not installed.
     """
-    if tracking != "none" and importlib.util.find_spec(tracking) is None:
-        advice = f"pip install {tracking}, or run.tracking: none"
-        raise ConfigError(f"the tracker {tracking} is not installed", where="run.tracking", advice=advice)
+    require_tracker(tracking)
     schedule = "constant_with_warmup" if section.schedule == "constant" else section.schedule
     return kind(
         output_dir=str(folder),

@@ -20,6 +20,7 @@ from rlhf_pipeline.config import Section
 from rlhf_pipeline.errors import ConfigError, DataError
 from stages.job import Job
 from stages.policies import BASE, REFERENCE, Policies
+from stages.prompts import has_gold_judge
 
 if TYPE_CHECKING:
     from rlhf_pipeline.records import Prompt
@@ -78,7 +79,7 @@ def run(job: Job) -> dict[str, Any]:
     policies.close()
     if "reward" in job.inputs:
         _score(job, policies.adapter_base(), answers, encoded, chat.end_id)
-    if _has_gold_judge(job):
+    if has_gold_judge(job):
         for name in names:
             answers.fill(name, "gold", lambda n: _gold(prompts, answers[n]))
 
@@ -153,15 +154,10 @@ def _policies(job: Job) -> list[str]:
     return [name for name in _ORDER if name in wanted]
 
 
-def _has_gold_judge(job: Job) -> bool:
-    source = job.settings.data.prompt_source()
-    return source is not None and source.path == "pocket"
-
-
 def _judge(job: Job) -> str | None:
     """``gold``, ``reward_model`` or null."""
     wanted = job.config.judge
-    there = {"gold": _has_gold_judge(job), "reward_model": "reward" in job.inputs}
+    there = {"gold": has_gold_judge(job), "reward_model": "reward" in job.inputs}
     if wanted == "gold" and not there["gold"]:
         raise ConfigError(
             "the gold judge reads responses to the built-in prompts only",

@@ -1,31 +1,31 @@
 """Align the policy by PPO: it starts as the SFT policy and learns what the reward model scores highly.
 
-Reads the SFT policy, the reward model and the training prompts; writes ``adapter/`` (the policy) and ``metrics.jsonl``
-(a line per iteration). One frozen base serves the four roles policy, reference, reward and value; only a reward model
-without LoRA is a model beside it. With ``estimator: rloo`` or ``grpo`` several responses to a prompt are compared with
-each other, and there is no value. Interrupted, it goes on from its last checkpoint with the very numbers of an
-uninterrupted run.
+Reads the SFT policy, the reward model and the prompts; writes ``adapter/`` (the policy), ``metrics.jsonl`` (a line per
+iteration), ``held_out.jsonl`` (a line per scoring on held-out prompts) and, where one was raised, ``alarms.json``. One
+frozen base serves the four roles policy, reference, reward and value; only a reward model without LoRA is a model
+beside it. With ``estimator: rloo`` or ``grpo`` several responses to a prompt are compared with each other, and there is
+no value. Interrupted, it goes on from its last checkpoint with the very numbers of an uninterrupted run.
 
     rlhf run CONFIG ppo
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_pipeline.config import NO_EFFECT, LoraSection, Section
-from stages import ppo_start
+from stages import ppo_progress, ppo_start
 from stages.job import Job
+from stages.ppo_held_out import HeldOut
 from stages.ppo_learn import learn
 
 if TYPE_CHECKING:
     import torch
 
+    from rlhf_pipeline.roles import Roles
 
-_KL_HORIZON = 10_000  # responses in which adaptive_kl can change the coefficient by a fifth (Ziegler et al. 2019)
 SCALE_RESPONSES = 64  # at least so many of the SFT policy's responses settle what 0 and 1 mean as a normalised score
 
 
@@ -71,6 +71,40 @@ class Critic(Section):
     """How far a value may move in one iteration, in standard deviations of the score."""
     whiten: bool = True
     """Advantages get mean 0 and variance 1 over each iteration's tokens."""
+
+
+class Stop(Section):
+    """When training ends before its last iteration, and which iteration's policy is the result."""
+
+    every: int | None = Field(10, ge=1)
+    """Iterations between scorings of held-out responses (and one after the last); null does without."""
+    prompts: int = Field(64, ge=2)
+    """How many held-out prompts are answered for a scoring."""
+    judge: str = Field("rewards", min_length=1)
+    """Whose mean is to be highest: ``rewards`` is what is trained on, less the price of KL; ``gold`` the gold judge of
+    the built-in prompts; else a Python file with ``score(prompts, responses)`` that training does not see."""
+    kl_budget: float | None = Field(None, gt=0)
+    """KL per response in nats; where it is passed training ends, and no policy beyond it is kept. Null: no limit."""
+    patience: int | None = Field(None, ge=1)
+    """Training ends after so many scorings without a better one; null goes on to the last iteration."""
+    keep: Literal["best", "last"] = "best"
+    """The policy that is the result: that of the best scoring, or the last one whatever its score."""
+
+    @model_validator(mode="after")
+    def _scorings_are_made(self) -> Stop:
+        if self.every is None and self.patience is not None:
+            raise ValueError("stop.patience counts scorings, of which stop.every: null makes none")
+        return self
+
+    @property
+    def judge_file(self) -> str | None:
+        """The Python file that judges, where it is one."""
+        return None if self.judge in ("rewards", "gold") else self.judge
+
+    @property
+    def criterion(self) -> str:
+        """The number of a scoring that is to be highest."""
+        return {"rewards": "objective", "gold": "gold"}.get(self.judge, "judge")
 
 
 class Config(Section):
@@ -126,6 +160,8 @@ class Config(Section):
     """Iterations between checkpoints, from which an interrupted stage resumes; changes no result."""
     critic: Critic = Field(default_factory=Critic)
     """The value role of ``estimator: gae``."""
+    stop: Stop = Field(default_factory=Stop)
+    """Held-out scoring: when to stop, and which policy to keep."""
     lora: LoraSection = Field(default_factory=LoraSection)
     """The adapters' shape where SFT (or the reward model) was trained without LoRA; otherwise theirs is kept."""
 
@@ -156,17 +192,21 @@ def run(job: Job) -> dict[str, Any]:
     """Sample, score, learn; again and again."""
     import torch
 
+    from rlhf_pipeline import processes
     from rlhf_pipeline import rollout as rollouts
-    from rlhf_pipeline.advantages import kl_penalised_rewards, next_kl_coef
-    from rlhf_pipeline.checkpoints import load_checkpoint, save_checkpoint
-    from rlhf_pipeline.metrics import MetricsWriter, require_finite
+    from rlhf_pipeline.advantages import kl_penalised_rewards, whiten
+    from rlhf_pipeline.alarms import Watch
+    from rlhf_pipeline.diagnostics import describe
+    from rlhf_pipeline.metrics import COSTS, MetricsWriter, Phases, read_metrics, require_finite
     from rlhf_pipeline.tokenization import load_tokenizer
+    from rlhf_pipeline.tracking import tracker
 
     config: Config = job.config
     torch.manual_seed(job.seed)
     chat = load_tokenizer(job.settings.model)
-    prompts, conversations = ppo_start.encoded_prompts(job, chat)
-    roles, score = ppo_start.make_roles(job, chat, conversations)
+    given = ppo_start.encoded_prompts(job, chat)
+    prompts = given.train
+    roles, score = ppo_start.make_roles(job, chat, given.conversations)
     ppo_start.require_equal_start(roles, prompts, chat)
     trunk = ppo_start.shared_trunk(job, roles)
     frozen = {name: roles.fingerprint(name) for name in (None, *roles.names(trainable=False))}
@@ -185,106 +225,107 @@ def run(job: Job) -> dict[str, Any]:
             seed=rollouts.derived_seed(job.seed, purpose, start),
         )
 
-    checkpoint = load_checkpoint(job.folder / "checkpoints")
-    if checkpoint is None:
-        done, kl_coef = 0, config.kl_coef
-        rollout = sample("reference", 0, max(config.rollout_batch, SCALE_RESPONSES), "scale")
-        groups = rollout.minibatches(1, config.micro_batch_tokens, 0)[0]
-        score.settle(rollout, groups)
-        scale = rollouts.ScoreScale.of(score(rollout, groups)[0])
-        if "value" in roles:
-            rollouts.normalise_head(roles, "value", score.unit_of("reward_model", scale))
-    else:
-        done, kl_coef = checkpoint.step, checkpoint.state["kl_coef"]
-        scale = rollouts.ScoreScale(*checkpoint.state["scale"])
-        score.scales = {name: rollouts.ScoreScale(*parts) for name, parts in checkpoint.state["scales"].items()}
-        job.say(f"resumed after iteration {done} of {config.iterations}{checkpoint.remark()}")
+    optimizer = _optimizer(config, roles)
+    progress = ppo_progress.resume(job, roles, score, optimizer)
+    if progress is None:
+        number = max(config.rollout_batch, SCALE_RESPONSES)
+        progress = ppo_progress.start(job, roles, score, sample("reference", 0, number, "scale"))
+    scale = progress.scale
     job.say(f"scores of the SFT policy: mean {scale.mean:.3f}, standard deviation {scale.std:.3f}")
-    critic = {"value": config.critic.learning_rate} if "value" in roles else {}
-    rates = {"policy": config.learning_rate, **critic}
-    optimizer = torch.optim.AdamW(
-        [{"params": roles.parameters(name), "lr": rate} for name, rate in rates.items()],
-        betas=(0.9, 0.95),
-        eps=1e-5,
-        weight_decay=0.0,
+
+    metrics, row = job.folder / "metrics.jsonl", dict[str, Any]()
+    writer, phase = MetricsWriter(metrics if job.first else None, progress.done), Phases(job.device)
+    processes.wait()
+    watch = Watch(read_metrics(metrics))
+    tracked = tracker(
+        job.settings.run.tracking if job.first else "none", f"{job.run_folder.name}/ppo", job.folder / "tracking"
     )
-    if checkpoint is not None:
-        for name in rates:
-            roles.load_state(name, checkpoint.state[name])
-        optimizer.load_state_dict(checkpoint.state["optimizer"])
+    held_out, over = HeldOut(job, chat, roles, score, given), None
+    good = ppo_progress.keeping_the_last_good(job, roles)
+    with good, job.track("iterations", config.iterations) as advance, tracked as report:
+        advance(progress.done)
+        held_out.begin(progress, report)
+        for iteration in range(progress.done, config.iterations):
+            with phase("rollout"):
+                number = config.rollout_batch // config.samples_per_prompt
+                rollout = sample("policy", iteration * number, number, "rollout", config.samples_per_prompt)
 
-    writer, row = MetricsWriter(job.folder / "metrics.jsonl" if job.first else None, done), dict[str, Any]()
-    with job.track("iterations", config.iterations) as advance:
-        advance(done)
-        for iteration in range(done, config.iterations):
-            started = time.monotonic()
-            number = config.rollout_batch // config.samples_per_prompt
-            rollout = sample("policy", iteration * number, number, "rollout", config.samples_per_prompt)
-            sampled = time.monotonic()
+            with phase("score"):
+                seeds = (rollouts.derived_seed(job.seed, iteration, epoch) for epoch in range(config.num_ppo_epochs))
+                plan = [rollout.minibatches(config.num_minibatches, config.micro_batch_tokens, seed) for seed in seeds]
+                groups = [rows for minibatch in plan[0] for rows in minibatch]
+                rollout = rollout if trunk is None else rollout.keeping(trunk, groups)
+                measured = rollouts.measure(roles, rollout, groups, temperature=config.temperature)
+                raw, by_source = score(rollout, groups)
+                scores = scale.apply(
+                    raw, rollout.ended, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
+                )
+                rewards = kl_penalised_rewards(
+                    scores, measured.logprobs, measured.ref_logprobs, rollout.response_mask, kl_coef=progress.kl_coef
+                )
+                advantages, returns = _advantages(config, rewards, measured.values, rollout.response_mask)
+                row = describe(rollout, measured, raw, scale, rewards, advantages, returns)
+                if progress.probe is not None:
+                    row["reward/drift"] = progress.probe.drift(score.sources["reward_model"][1])
+                if returns is not None and config.critic.whiten:
+                    advantages = whiten(advantages, rollout.response_mask)
 
-            seeds = (rollouts.derived_seed(job.seed, iteration, epoch) for epoch in range(config.num_ppo_epochs))
-            plan = [rollout.minibatches(config.num_minibatches, config.micro_batch_tokens, seed) for seed in seeds]
-            groups = [rows for minibatch in plan[0] for rows in minibatch]
-            rollout = rollout if trunk is None else rollout.keeping(trunk, groups)
-            measured = rollouts.measure(roles, rollout, groups, temperature=config.temperature)
-            raw, by_source = score(rollout, groups)
-            scores = scale.apply(
-                raw, rollout.ended, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
-            )
-            rewards = kl_penalised_rewards(
-                scores, measured.logprobs, measured.ref_logprobs, rollout.response_mask, kl_coef=kl_coef
-            )
-            advantages, returns = _advantages(config, rewards, measured.values, rollout.response_mask)
-            scored = time.monotonic()
-
-            remaining = 1 - iteration / config.iterations
-            for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
-                group["lr"] = rate * remaining
-            learnt = learn(config, roles, optimizer, rollouts.Experience(rollout, measured, advantages, returns), plan)
+            with phase("train"):
+                remaining = 1 - iteration / config.iterations
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * remaining
+                experience = rollouts.Experience(rollout, measured, advantages, returns)
+                row |= learn(config, roles, optimizer, experience, plan)
             row = {
                 "step": iteration + 1,
-                **rollouts.describe(rollout, measured, raw, rewards, returns),
-                **learnt,
+                **row,
                 **{f"objective/scores/{name}": mean for name, mean in by_source.items()},
-                "objective/kl_coef": kl_coef,
+                "objective/kl_coef": progress.kl_coef,
                 "learning_rate": config.learning_rate * remaining,
-                "seconds/rollout": sampled - started,
-                "seconds/score": scored - sampled,
-                "seconds/train": time.monotonic() - scored,
+                **phase.row(rollout.tokens(passes=row["ppo/passes"])),
             }
-            if (target := config.adaptive_kl) is not None:
-                episodes, kl = config.rollout_batch, row["objective/kl"]
-                kl_coef = next_kl_coef(kl_coef, kl, target=target, horizon=_KL_HORIZON, episodes=episodes)
+            progress.after_iteration(config, row["objective/kl"])
             writer.write(row)
-            if (iteration + 1) % config.save_every == 0 and iteration + 1 < config.iterations:
-                ppo_start.require_unmoved(roles, frozen)
-                trained = {name: roles.state(name) for name in rates} | {"optimizer": optimizer.state_dict()}
-                scales = {name: (one.mean, one.std) for name, one in score.scales.items()}
-                settled = {"kl_coef": kl_coef, "scale": (scale.mean, scale.std), "scales": scales}
-                save_checkpoint(job.folder / "checkpoints", iteration + 1, trained | settled)
+            report(row)
+            ppo_progress.sound(job, watch, row)
+            if over := held_out.after(progress, row, report):
+                break
+            if progress.done % config.save_every == 0 and progress.done < config.iterations:
+                ppo_progress.save(job, roles, score, optimizer, progress, frozen)
                 job.say(_summary(row, config.iterations))
             advance(1)
     writer.close()
     ppo_start.require_unmoved(roles, frozen)
+    kept = held_out.keep(progress, over)
     moved = rollouts.largest_difference(roles, "policy", "reference", prompts[:8], pad_id=chat.pad_id)
     require_finite(moved, "the largest log-ratio of policy and SFT")
     if job.first:
         roles.save("policy", job.folder / "adapter", model_name=job.settings.model.name)
     job.say(_summary(row, config.iterations))
-    return {key: value for key, value in row.items() if not key.startswith("seconds/")}
+    numbers = {key: value for key, value in row.items() if not key.startswith(COSTS)}
+    return {**numbers, **kept, "alarms": [one.sentence() for one in watch.raised.values()]}
+
+
+def _optimizer(config: Config, roles: Roles) -> torch.optim.Optimizer:
+    """AdamW for policy and value, each at its own rate."""
+    import torch
+
+    critic = {"value": config.critic.learning_rate} if "value" in roles else {}
+    rates = {"policy": config.learning_rate, **critic}
+    groups = [{"params": roles.parameters(name), "lr": rate, "initial_lr": rate} for name, rate in rates.items()]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
 
 
 def _advantages(
     config: Config, rewards: torch.Tensor, values: torch.Tensor | None, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Advantages, and the returns that the values are to learn where there is a critic; ``(batch, response_len)``."""
-    from rlhf_pipeline.advantages import gae, group_normalised, leave_one_out, on_every_token, whiten
+    from rlhf_pipeline.advantages import gae, group_normalised, leave_one_out, on_every_token
 
     if values is None:
         compare = {"rloo": leave_one_out, "grpo": group_normalised}[config.estimator]
         return on_every_token(compare(rewards.sum(1), config.samples_per_prompt), mask), None
-    advantages, returns = gae(rewards, values, mask, gamma=config.critic.gamma, lam=config.critic.lam)
-    return whiten(advantages, mask) if config.critic.whiten else advantages, returns
+    return gae(rewards, values, mask, gamma=config.critic.gamma, lam=config.critic.lam)
 
 
 def _summary(row: dict[str, Any], iterations: int) -> str:

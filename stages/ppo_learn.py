@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from stages.ppo import Config
 
 _EARLY_STOP = 1.5  # times target_kl, as in OpenAI's Spinning Up
+_PER_TOKEN = {
+    "ppo/loss/policy": "policy", "ppo/policy/approxkl": "old_kl", "ppo/policy/ratio": "ratio",
+    "ppo/policy/clipfrac_low": "clipped_low", "ppo/policy/clipfrac_high": "clipped_high",
+    "ppo/loss/value": "value", "ppo/val/clipfrac": "value_clipped",
+}  # fmt: skip
+"""Means over tokens: their names, and those of the sums of a step."""
 
 
 def learn(
@@ -26,57 +32,73 @@ def learn(
     experience: Experience,
     plan: list[list[list[list[int]]]],
 ) -> dict[str, float]:
-    """The passes over one iteration's responses; each minibatch is a step of policy and value."""
+    """The passes over one iteration's responses; each minibatch is a step of policy and value.
+
+    ``without_gradient`` counts a role's tensors that no step gave a gradient; gradient norms are those before clipping.
+    """
     import torch
 
     from rlhf_pipeline import processes
 
     mask = experience.rollout.response_mask
     trained = roles.names(trainable=True)
-    sums = dict.fromkeys(("policy", "policy_clipped", "old_kl", "value", "value_clipped", "tokens"), 0.0)
-    ratio_check: float | None = None
+    parameters = {name: roles.parameters(name) for name in trained}
+    without_gradient = {name: set(range(len(parameters[name]))) for name in trained}
+    steps: list[dict[str, float]] = []
     for minibatch in (minibatch for epoch in plan for minibatch in epoch):
         batches = [experience.batch(rows) for rows in minibatch]
         here = sum(int(batch.sequences.response_mask.sum()) for batch in batches)
         tokens = round(processes.add_up_numbers({"tokens": here})["tokens"])
         optimizer.zero_grad(set_to_none=True)
-        step, ratio_error = _policy_backward(config, roles, batches, tokens)
-        step, ratio_error = processes.add_up_numbers(step), processes.largest(ratio_error)
-        if ratio_check is None:
-            ratio_check = ratio_error
-            ppo_start.require_unit_ratio(ratio_error, roles)
+        sums, extremes = _policy_backward(config, roles, batches, tokens)
+        step = {"tokens": float(tokens), **processes.add_up_numbers(sums)}
+        step |= {name: processes.largest(number) for name, number in extremes.items()}
+        if not steps:
+            ppo_start.require_unit_ratio(step["ratio_error"], roles)
         elif step["old_kl"] / tokens > _EARLY_STOP * config.target_kl:
             break
         if "value" in roles and config.critic.on != "policy_trunk":
             step |= processes.add_up_numbers(_value_backward(config, roles, batches, tokens))
-        processes.add_up_gradients(parameter for name in trained for parameter in roles.parameters(name))
         for name in trained:
-            norm = torch.nn.utils.clip_grad_norm_(roles.parameters(name), config.max_grad_norm).item()
+            without_gradient[name] &= {i for i, one in enumerate(parameters[name]) if one.grad is None}
+        processes.add_up_gradients(parameter for name in trained for parameter in parameters[name])
+        for name in trained:
+            norm = torch.nn.utils.clip_grad_norm_(parameters[name], config.max_grad_norm).item()
             if not math.isfinite(norm):
                 advice = "lower ppo.learning_rate and ppo.critic.learning_rate, or use model.dtype=float32"
                 raise TrainingError(f"the {name}'s gradient is not finite", advice=advice)
+            step[f"{name}_norm"] = norm
         optimizer.step()
-        sums = {key: total + step.get(key, tokens) for key, total in sums.items()}
-    critic = {"ppo/loss/value": "value", "ppo/val/clipfrac": "value_clipped"} if "value" in roles else {}
-    return {
-        "ppo/loss/policy": sums["policy"] / sums["tokens"],
-        "ppo/policy/approxkl": sums["old_kl"] / sums["tokens"],
-        "ppo/policy/clipfrac": sums["policy_clipped"] / sums["tokens"],
-        **{name: sums[key] / sums["tokens"] for name, key in critic.items()},
-        "ppo/ratio_check": ratio_check or 0.0,
-        "ppo/passes": sums["tokens"] / mask.sum().item(),
+        steps.append(step)
+    done = sum(step["tokens"] for step in steps)
+    row = {
+        **{name: sum(step[key] for step in steps) / done for name, key in _PER_TOKEN.items() if key in steps[0]},
+        "ppo/policy/ratio_max": max(step["largest_ratio"] for step in steps),
+        "ppo/policy/ratio_min": -max(step["minus_smallest_ratio"] for step in steps),
+        "ppo/policy/clipfrac": sum(step["clipped_low"] + step["clipped_high"] for step in steps) / done,
+        "ppo/ratio_check": steps[0]["ratio_error"],
+        "ppo/passes": done / mask.sum().item(),
+        "ppo/stopped_early": float(len(steps) < sum(map(len, plan))),
     }
+    for name, place in (("policy", "ppo/policy"), ("value", "ppo/val")):
+        if name in trained:
+            row[f"{place}/grad_norm"] = sum(step[f"{name}_norm"] for step in steps) / len(steps)
+            row[f"{place}/without_gradient"] = float(len(without_gradient[name]))
+    return row
 
 
-def _policy_backward(config: Config, roles: Roles, batches: list[Batch], tokens: int) -> tuple[dict[str, float], float]:
-    """Gradients of the policy over one minibatch, whose micro-batches add up; sums over tokens, and max |ratio - 1|.
+def _policy_backward(
+    config: Config, roles: Roles, batches: list[Batch], tokens: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Gradients of the policy over one minibatch, whose micro-batches add up; sums over tokens, and extreme ratios.
 
     A value that is read from the policy's trunk learns in the same pass.
     """
     from rlhf_pipeline.logprobs import response_states, token_logprobs
     from rlhf_pipeline.losses import ppo_policy_loss
 
-    sums, ratio_error = dict.fromkeys(("policy", "policy_clipped", "old_kl"), 0.0), 0.0
+    sums = dict.fromkeys(("policy", "clipped_low", "clipped_high", "old_kl", "ratio"), 0.0)
+    extremes = {"ratio_error": 0.0, "largest_ratio": -math.inf, "minus_smallest_ratio": -math.inf}
     shared = "value" in roles and config.critic.on == "policy_trunk"
     sums |= dict.fromkeys(("value", "value_clipped"), 0.0) if shared else {}
     with roles.use("policy") as model:
@@ -100,10 +122,13 @@ def _policy_backward(config: Config, roles: Roles, batches: list[Batch], tokens:
                 sums["value_clipped"] += value.clipped.item()
             loss.backward()  # type: ignore[no-untyped-call]
             sums["policy"] += result.loss.item() * tokens
-            sums["policy_clipped"] += result.clipped.item()
+            sums["clipped_low"] += result.clipped_low.item()
+            sums["clipped_high"] += result.clipped_high.item()
             sums["old_kl"] += result.old_kl.item()
-            ratio_error = max(ratio_error, result.largest_ratio_error.item())
-    return sums, ratio_error
+            sums["ratio"] += result.ratio.item()
+            found = (result.largest_ratio_error, result.largest_ratio, -result.smallest_ratio)
+            extremes = {name: max(extremes[name], one.item()) for name, one in zip(extremes, found, strict=True)}
+    return sums, extremes
 
 
 def _value_backward(config: Config, roles: Roles, batches: list[Batch], tokens: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,28 +20,45 @@ if TYPE_CHECKING:
     from rlhf_pipeline.rollout import Rollout, Scorer
     from rlhf_pipeline.tokenization import ChatTokenizer
     from rlhf_pipeline.trunk import Trunk
-    from stages.ppo import Config, Reward
+    from stages.ppo import Config
 
     Conversations = Mapping[tuple[int, ...], Messages]
 
 
-def encoded_prompts(job: Job, chat: ChatTokenizer) -> tuple[list[list[int]], Conversations]:
-    """The training prompts' ids, and their messages by ids; what is too long is counted and left out."""
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of the prompts to learn on and of those to look at, and the messages of both by ids."""
+
+    train: list[list[int]]
+    held_out: list[list[int]]
+    conversations: Conversations
+
+
+def encoded_prompts(job: Job, chat: ChatTokenizer) -> Prompts:
+    """The run's prompts; what is too long is counted and left out.
+
+    Held-out ones are the last by digest, as an evaluation takes the first: where more are held out than both need, none
+    is looked at twice.
+    """
     from stages.prompts import load_prompts
 
-    limit = job.config.max_prompt_length
-    prompts = load_prompts(job).train
-    encoded = [chat.encode_prompt(prompt.messages) for prompt in prompts]
-    kept = [ids for ids in encoded if len(ids) <= limit]
-    if len(kept) < len(encoded):
-        job.say(f"{len(encoded) - len(kept)} of {len(encoded)} prompts have more than {limit} tokens and are left out")
+    config: Config = job.config
+    limit = config.max_prompt_length
+    loaded = load_prompts(job)
+    held_out = sorted(loaded.held_out, key=lambda prompt: prompt.id)[-config.stop.prompts :]
+    train, looked_at = ([chat.encode_prompt(one.messages) for one in side] for side in (loaded.train, held_out))
+    kept = [ids for ids in train if len(ids) <= limit]
+    if len(kept) < len(train):
+        job.say(f"{len(train) - len(kept)} of {len(train)} prompts have more than {limit} tokens and are left out")
     if not kept:
         raise DataError(
-            f"none of the {len(encoded)} training prompts has at most {limit} tokens",
+            f"none of the {len(train)} training prompts has at most {limit} tokens",
             where="ppo.max_prompt_length",
             advice="raise it",
         )
-    return kept, {tuple(ids): prompt.messages for ids, prompt in zip(encoded, prompts, strict=True)}
+    pairs = zip([*train, *looked_at], [*loaded.train, *held_out], strict=True)
+    conversations = {tuple(ids): prompt.messages for ids, prompt in pairs}
+    return Prompts(kept, [ids for ids in looked_at if len(ids) <= limit], conversations)
 
 
 def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> tuple[Roles, Scoring]:
@@ -65,7 +83,7 @@ def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> t
             scorers["reward_model"] = one.weight, _reward_model(job, roles, chat)
         else:
             name = f"{Path(one.file).stem}.{one.function}"
-            scorers[name] = one.weight, _function(one, chat, conversations)
+            scorers[name] = one.weight, python_function(one.file, one.function, chat, conversations)
             job.say(f"scores by {one.function} of {one.file}")
     if config.estimator == "gae":
         _add_value(roles, config)
@@ -104,12 +122,13 @@ def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer) -> Scorer:
     return score
 
 
-def _function(source: Reward, chat: ChatTokenizer, conversations: Conversations) -> Scorer:
+def python_function(file: str, name: str, chat: ChatTokenizer, conversations: Conversations) -> Scorer:
+    """A function of a Python file as a scorer."""
     from rlhf_pipeline.rewards import function_scorer, load_function
 
-    path = Path(source.source)
+    path = Path(file)
     return function_scorer(
-        load_function(path, source.function),
+        load_function(path, name),
         path,
         messages=lambda ids: [message.to_json() for message in conversations[tuple(ids)]],
         text=chat.decode_response,

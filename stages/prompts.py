@@ -44,6 +44,12 @@ def split_rule(job: Job) -> Split:
     return make_split(held_out, seed=job.settings.run.seed, prompts=_read(job) if held_out >= 1 else [])
 
 
+def has_gold_judge(job: Job) -> bool:
+    """Whether responses to this run's prompts can be scored exactly: the built-in ones can."""
+    source = job.settings.data.prompt_source()
+    return source is not None and source.path == "pocket"
+
+
 def _read(job: Job, say: Callable[[str], None] | None = None) -> list[Prompt]:
     data = job.settings.data
     source = data.prompt_source()

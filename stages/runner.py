@@ -16,6 +16,7 @@ from rlhf_pipeline.errors import PipelineError, TrainingError, UsageError, Waiti
 from stages import BY_NAME, NAMES, Stage, launch
 from stages.beside import Beside
 from stages.job import Job, say
+from stages.ppo_progress import LAST_GOOD
 from stages.settings import Settings
 from stages.states import (
     FAILED,
@@ -261,6 +262,8 @@ def _prepare(partial: Path, made_by: Mapping[str, Any]) -> Path:
         say(f"  the interrupted try was made with other settings ({'; '.join([*moved, *changed][:3])}): starting over")
         if not changed:
             say(f"  it is kept in {artifacts.set_aside(partial)}; to go on with it there, move it back to {partial}")
+        elif (partial / LAST_GOOD).is_dir():
+            say(f"  its last good policy is kept in {artifacts.set_aside(partial) / LAST_GOOD}")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir()

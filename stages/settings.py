@@ -141,6 +141,7 @@ class Settings(Section):
             sources.append(str(manifest))
         if stage.name == "ppo":
             sources += [one.file for one in ppo_sources(self.ppo) if one.file]
+            sources += [self.ppo.stop.judge_file] if self.ppo.stop.judge_file else []
         return sources
 
     def memory_advice(self, stage: Stage) -> str:

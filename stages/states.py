@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_pipeline.alarms import read_alarms
 from rlhf_pipeline.artifacts import MANIFEST, Artifact, find_damage, open_artifact, source_digest, write_atomically
 from rlhf_pipeline.config import is_known, without_effect
 from rlhf_pipeline.errors import ArtifactError, UsageError
@@ -67,16 +68,17 @@ def inspect_stage(
     finished = _inspect_finished(stage, settings, run_folder / stage.name, upstream, unknown)
     partial = partial_folder(run_folder, stage)
     if finished.state == "complete":
-        return replace(finished, reasons=_made_anew(stage, settings, partial, running))
+        alarms = _alarms(run_folder / stage.name)
+        return replace(finished, reasons=(*_made_anew(stage, settings, partial, running), *alarms))
     if stage.name in running:
-        return StageState(stage.name, "running")
+        return StageState(stage.name, "running", _alarms(partial))
     if (partial / WAITING).is_file():
         now = collect.still_needed(settings.collect, run_folder) if stage.name == "collect" else None
         return StageState(stage.name, "waiting", (now or _noted(partial / WAITING),))
     if (partial / FAILED).is_file():
         return StageState(stage.name, "failed", (_noted(partial / FAILED),))
     if (partial / FINGERPRINT).is_file():
-        return StageState(stage.name, "interrupted", ("it resumes when the run is started again",))
+        return StageState(stage.name, "interrupted", ("it resumes when the run is started again", *_alarms(partial)))
     return finished
 
 
@@ -95,6 +97,10 @@ def _made_anew(stage: Stage, settings: Settings, partial: Path, running: Collect
         what = "waits for people"
     command = f"rlhf run {shlex.quote(str(partial.parent))} {stage.name} --again"
     return (f"making it anew {what}; {command} goes on with it, removing {partial} gives it up",)
+
+
+def _alarms(folder: Path) -> tuple[str, ...]:
+    return tuple(f"alarm, {one.name}: {one.sentence()}" for one in read_alarms(folder))
 
 
 def note(path: Path, what: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_pipeline.checkpoints import load_checkpoint, save_checkpoint
+from rlhf_pipeline.checkpoints import DIGESTS, load_checkpoint, save_checkpoint
 
 
 def names(folder: Path) -> list[str]:
@@ -25,22 +25,54 @@ def test_the_newest_comes_back_and_two_are_kept(tmp_path: Path) -> None:
     assert found is not None
     assert found.step == 100
     assert torch.equal(found.state["weights"]["a"], torch.arange(100))
-    assert (found.state["scale"], found.state["name"], found.remark()) == ((0.5, 2.0), "x", "")
+    assert (found.state["scale"], found.state["name"], found.remark()) == ([0.5, 2.0], "x", "")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no digest", "no state", "empty digest"])
+def test_an_optimizer_and_every_float_come_back_to_the_bit(tmp_path: Path) -> None:
+    parameters = [torch.nn.Parameter(torch.randn(3, 2)), torch.nn.Parameter(torch.randn(2).bfloat16())]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, betas=(0.9, 0.95))
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    state = optimizer.state_dict()
+    numbers = [0.1 + 0.2, 1e-300, -0.0, None, True, "é", 2**60]
+    save_checkpoint(tmp_path, 1, {"optimizer": state, "numbers": numbers, "turned": torch.arange(6).view(2, 3).T})
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert repr(found.state["numbers"]) == repr(numbers)
+    assert torch.equal(found.state["turned"], torch.tensor([[0, 3], [1, 4], [2, 5]]))
+    assert found.state["optimizer"]["state"].keys() == {0, 1}
+    again = torch.optim.AdamW(parameters, lr=1.0)
+    again.load_state_dict(found.state["optimizer"])
+    assert again.param_groups[0]["lr"] == 0.1
+    for index, before in state["state"].items():
+        for key, tensor in before.items():
+            after = again.state_dict()["state"][index][key]
+            assert after.dtype == tensor.dtype
+            assert torch.equal(after, tensor)
+
+
+def test_it_holds_no_pickle(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {"weights": torch.ones(2), "kl_coef": 0.1})
+    assert names(tmp_path / "step-000001") == ["checkpoint.json", "state.json", "tensors.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "flip a value", "cut", "no digest", "no state", "empty digest", "older"])
 def test_a_damaged_one_is_passed_over_and_can_be_written_again(damage: str, tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {"step": step, "weights": torch.randn(100)})
-    state, digest = tmp_path / "step-000002" / "state.pt", tmp_path / "step-000002" / "checkpoint.json"
-    if damage == "flip":
+    broken = tmp_path / "step-000002"
+    state, digest = broken / ("state.json" if damage == "flip a value" else "tensors.safetensors"), broken / DIGESTS
+    if damage.startswith("flip"):
         content = bytearray(state.read_bytes())
-        content[-300] ^= 4
+        content[len(content) // 2] ^= 4
         state.write_bytes(bytes(content))
     elif damage == "cut":
         state.write_bytes(state.read_bytes()[:-10])
     elif damage == "empty digest":
         digest.write_text("")
+    elif damage == "older":  # one file of a version before this one
+        digest.write_text('{"step": 2, "sha256": "00"}')
     else:
         (state if damage == "no state" else digest).unlink()
     found = load_checkpoint(tmp_path)

@@ -148,3 +148,15 @@ def test_the_training_mode_and_progress() -> None:
     assert seen == [2, 2, 1]
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         sample(model, [[3], []])
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7)])
+def test_log_probabilities_are_those_of_a_fresh_forward(temperature: float, top_p: float) -> None:
+    model = tiny("llama")
+    for prompt, response in zip(PROMPTS, sample(model, temperature=temperature, top_p=top_p), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response.ids])).logits[0, len(prompt) - 1 : -1]
+        probabilities = token_probabilities(logits, temperature, top_p)
+        wanted = probabilities.gather(-1, torch.tensor(response.ids)[:, None]).squeeze(-1).log()
+        assert torch.tensor(response.logprobs) == pytest.approx(wanted, abs=1e-5)
+    assert sample(model, temperature=0)[0].logprobs == []

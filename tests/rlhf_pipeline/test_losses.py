@@ -56,7 +56,11 @@ def test_policy_loss_by_hand(ratio: float, advantage: float, loss: float) -> Non
 def test_policy_loss_statistics() -> None:
     result = policy([1.5, 0.5, 1.0, 9.0], [1.0, 1.0, 1.0, 1.0], [1, 1, 1, 0])
     assert result.loss.item() == pytest.approx(-(1.2 + 0.5 + 1.0) / 3)
-    assert result.clipped.item() == 1
+    assert (result.clipped_low.item(), result.clipped_high.item()) == (0, 1)
+    assert result.ratio.item() == pytest.approx(3)
+    assert (result.smallest_ratio.item(), result.largest_ratio.item()) == pytest.approx((0.5, 1.5))
+    low = policy([0.5, 1.5], [-1.0, -1.0])
+    assert (low.clipped_low.item(), low.clipped_high.item()) == (1, 0)
     k3 = (1.5 - 1 - math.log(1.5)) + (0.5 - 1 - math.log(0.5))
     assert result.old_kl.item() == pytest.approx(k3)
     assert result.largest_ratio_error.item() == pytest.approx(0.5)

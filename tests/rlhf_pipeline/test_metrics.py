@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_pipeline import metrics
 from rlhf_pipeline.errors import TrainingError
 from rlhf_pipeline.metrics import MetricsWriter, read_metrics, require_finite, wilson_interval
 
@@ -58,3 +59,18 @@ def test_a_measure_that_is_no_number_is_refused(value: float) -> None:
     require_finite(0.0, "the loss")
     with pytest.raises(TrainingError, match=r"the loss is -?(nan|inf)[\s\S]*learning_rate"):
         require_finite(value, "the loss")
+
+
+def test_what_phases_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 20.0, 20.5])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(clock))
+    phase = metrics.Phases("cpu")
+    for name in ("rollout", "train"):
+        with phase(name):
+            pass
+    row = phase.row({"rollout": 100, "train": 300})
+    assert {key: value for key, value in row.items() if not key.startswith("memory/")} == {
+        "seconds/rollout": 2, "seconds/train": 0.5, "tokens_per_second/rollout": 50, "tokens_per_second/train": 600,
+    }  # fmt: skip
+    assert 0.01 < row["memory/rollout"] <= row["memory/train"] < 1000  # GiB of this very process
+    assert all(key.startswith(metrics.COSTS) for key in row)

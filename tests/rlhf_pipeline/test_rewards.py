@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rlhf_pipeline.errors import ConfigError, TrainingError
 from rlhf_pipeline.generation import Sampled
-from rlhf_pipeline.rewards import Scoring, function_scorer, load_function
+from rlhf_pipeline.rewards import Probe, Scoring, function_scorer, load_function
 from rlhf_pipeline.rollout import Rollout, ScoreScale
 
 PROMPTS = [[1], [2], [3]]
@@ -101,3 +102,16 @@ def test_files_that_cannot_be_run(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"has no function score\n.*it has no function"):
         load_function(tmp_path / "empty.py", "score")
+
+
+def test_a_probe_sees_a_scorer_that_moves() -> None:
+    def score(rollout: Rollout, groups: Any) -> torch.Tensor:
+        assert sorted(row for rows in groups for row in rows) == list(range(len(rollout.prompts)))
+        return torch.tensor([float(sum(ids)) for ids in rollout.responses])
+
+    probe = Probe.of(ROLLOUT, score, number=2)
+    assert probe.rollout.responses == ROLLOUT.responses[:2]
+    assert probe.drift(score) == 0
+    again = Probe.from_state(probe.state(), device=torch.device("cpu"))
+    assert (again.rollout.prompts, again.rollout.ended.tolist()) == (ROLLOUT.prompts[:2], [True, False])
+    assert again.drift(lambda rollout, groups: score(rollout, groups) + torch.tensor([0.0, -0.25])) == 0.25

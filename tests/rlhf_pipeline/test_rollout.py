@@ -16,7 +16,6 @@ from rlhf_pipeline.rollout import (
     ScoreScale,
     adapter_scores,
     derived_seed,
-    describe,
     largest_difference,
     measure,
     normalise_head,
@@ -96,20 +95,6 @@ def test_a_micro_batch_is_cut_to_its_rows(roles: Roles) -> None:
     values, returns = batch.critic
     assert returns.tolist() == [[106, 107], [100, 101]]
     assert torch.equal(values, measured.values[[2, 0], :2])
-
-
-def test_descriptions_by_hand(roles: Roles) -> None:
-    measured = measure(roles, ROLLOUT, [[0, 1, 2, 3]], temperature=1.0)
-    ones = ROLLOUT.response_mask.float()
-    row = describe(ROLLOUT, measured, torch.tensor([1.0, 2, 3, 6]), ones * 2, measured.values)
-    gap = (measured.logprobs - measured.ref_logprobs).sum().item()
-    assert row["objective/kl"] == pytest.approx(gap / 4)
-    assert row["objective/scores"] == 3
-    assert row["objective/rlhf_reward"] == 2 * 9 / 4
-    assert row["response/length"] == 9 / 4
-    assert row["response/ended"] == 0.75
-    assert row["objective/entropy"] == pytest.approx(measured.entropy.sum().item() / 9)
-    assert row["ppo/val/explained_variance"] == 1
 
 
 def test_the_scale_of_scores() -> None:

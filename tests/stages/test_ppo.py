@@ -23,7 +23,7 @@ from rlhf_pipeline import logprobs, models
 from rlhf_pipeline.config import LoraSection, ModelConfig
 from rlhf_pipeline.data import DataConfig
 from rlhf_pipeline.errors import ConfigError, DataError, TrainingError
-from rlhf_pipeline.metrics import read_metrics
+from rlhf_pipeline.metrics import COSTS, read_metrics
 from rlhf_pipeline.rewards import Scoring
 from rlhf_pipeline.roles import Roles
 from stages import ppo, ppo_start
@@ -36,10 +36,19 @@ SMALL: dict[str, Any] = {
     "target_kl": 10.0,
 }  # fmt: skip
 NAMES = {
-    "objective/kl", "objective/kl_k3", "objective/entropy", "objective/scores", "objective/rlhf_reward",
-    "ppo/policy/approxkl", "ppo/policy/clipfrac", "ppo/loss/policy", "ppo/loss/value", "ppo/val/clipfrac",
-    "ppo/val/explained_variance", "ppo/ratio_check", "response/length", "response/ended", "seconds/rollout",
-    "seconds/score", "seconds/train", "learning_rate",
+    "objective/kl", "objective/kl_k3", "objective/kl_p95", "objective/kl_k3_p95", "objective/kl_per_token",
+    "objective/entropy", "objective/scores", "objective/scores_std", "objective/scores_normalised",
+    "objective/scores_normalised_std", "objective/rlhf_reward", "objective/kl_coef", "learning_rate",
+    "ppo/policy/approxkl", "ppo/policy/clipfrac", "ppo/policy/clipfrac_low", "ppo/policy/clipfrac_high",
+    "ppo/policy/ratio", "ppo/policy/ratio_max", "ppo/policy/ratio_min", "ppo/policy/grad_norm",
+    "ppo/policy/without_gradient", "ppo/loss/policy", "ppo/loss/value", "ppo/val/clipfrac", "ppo/val/grad_norm",
+    "ppo/val/without_gradient", "ppo/val/explained_variance", "ppo/ratio_check", "ppo/passes", "ppo/stopped_early",
+    "rollout/logprob_gap", "rollout/logprob_gap_k3", "rollout/prob_gap_max", "advantages/mean", "advantages/std",
+    "advantages/positive", "advantages/tokens", "response/length", "response/length_p95", "response/ended",
+    "response/truncated", "response/distinct_2", "response/duplicates", "response/score_length_correlation",
+    "reward/drift",
+    *(f"{cost}/{phase}" for cost in ("seconds", "tokens_per_second", "memory")
+      for phase in ("rollout", "score", "train")),
 }  # fmt: skip
 
 
@@ -81,7 +90,7 @@ def make_job(folder: Path, model: ModelConfig, name: str = "ppo", **changes: Any
     settings = SimpleNamespace(
         model=model,
         data=DataConfig(prompts={"path": str(folder / "prompts.jsonl")}, held_out=0.2),
-        run=SimpleNamespace(seed=0),
+        run=SimpleNamespace(seed=0, tracking="none"),
     )
     (folder / name).mkdir(exist_ok=True)
     inputs = {stage: SimpleNamespace(folder=folder / stage) for stage in ("sft", "reward")}
@@ -92,7 +101,7 @@ def make_job(folder: Path, model: ModelConfig, name: str = "ppo", **changes: Any
 def result(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     rows = read_metrics(folder / "metrics.jsonl")
     return load_file(folder / "adapter" / "adapter_model.safetensors"), [
-        {key: value for key, value in row.items() if not key.startswith("seconds/")} for row in rows
+        {key: value for key, value in row.items() if not key.startswith(COSTS)} for row in rows
     ]
 
 
@@ -114,6 +123,10 @@ def test_every_family_learns(family: str, tmp_path: Path) -> None:
     assert rows[0]["objective/kl"] == 0
     assert rows[1]["objective/kl_k3"] > 0
     assert max(row["ppo/ratio_check"] for row in rows) < 1e-5
+    assert max(row["rollout/logprob_gap"] for row in rows) < 1e-5
+    assert all(row["ppo/policy/without_gradient"] == row["ppo/val/without_gradient"] == 0 for row in rows)
+    assert all(row["reward/drift"] == 0 for row in rows)
+    assert all(row["ppo/policy/grad_norm"] > 0 < row["ppo/val/grad_norm"] for row in rows)
     assert metrics["step"] == 2
     policy = PeftModel.from_pretrained(models.load_causal_lm(model, device="cpu"), tmp_path / "ppo" / "adapter")
     started, ended = load_file(tmp_path / "sft" / "adapter" / "adapter_model.safetensors"), result(tmp_path / "ppo")[0]
@@ -385,7 +398,7 @@ def test_a_damaged_checkpoint_is_passed_over(
             ppo.run(job)
     kept = sorted(p.name for p in (job.folder / "checkpoints").iterdir())
     assert kept == ["step-000002", "step-000003"]
-    state = job.folder / "checkpoints" / "step-000003" / "state.pt"
+    state = job.folder / "checkpoints" / "step-000003" / "tensors.safetensors"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(bytes(content))
@@ -558,7 +571,7 @@ def test_it_converges_to_the_known_optimum(estimator: str, tmp_path: Path, monke
 
     chat = SimpleNamespace(stop_ids=frozenset({0}), end_id=0, pad_id=1)
     monkeypatch.setattr(tokenization, "load_tokenizer", lambda _: chat)
-    monkeypatch.setattr(ppo_start, "encoded_prompts", lambda *_: (prompts, {}))
+    monkeypatch.setattr(ppo_start, "encoded_prompts", lambda *_: ppo_start.Prompts(prompts, [], {}))
     monkeypatch.setattr(ppo_start, "make_roles", lambda *_: (roles, Scoring({"table": (1.0, score)})))
     monkeypatch.setattr(rollouts.ScoreScale, "of", lambda _: rollouts.ScoreScale(0.0, 1.0))
     start = [distribution("policy", p) for p in prompts]
