@@ -126,8 +126,9 @@ ALARMS: tuple[Alarm, ...] = (
         "its adapter is being trained, or another one is active when it scores", "please report this", stops=True,
     ),
     Alarm(
-        "policy lost", "objective/kl_per_token", above("objective/kl_per_token", 3.0, 2),
-        "the policy is further from the SFT policy than 3 nats a token",
+        "policy lost", "objective/kl_per_token",
+        every(above("objective/kl_per_token", 3.0, 2), above("objective/kl", 50.0, 2)),
+        "the policy is further from the SFT policy than 3 nats a token and 50 a response",
         "the learning rate is far too high: nothing of the SFT policy is left",
         f"{_LEARNING_RATE} or raise ppo.kl_coef", stops=True,
     ),

@@ -150,7 +150,7 @@ class HeldOut:
             columns["gold"] = self._gold(rollout)
         if self._judge is not None:
             columns["judge"] = self._judge(rollout, groups).tolist()
-        row: dict[str, Any] = {"step": progress.done}
+        row: dict[str, Any] = {"step": progress.done, "responses": len(rollout.responses)}
         for name, values in columns.items():
             mean = evaluation.mean(values)
             row[name], row[f"{name}_se"] = (mean.value, mean.error) if mean else (None, None)

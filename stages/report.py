@@ -17,6 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf_pipeline import artifacts, charts, config
+from rlhf_pipeline.alarms import read_alarms
 from rlhf_pipeline.charts import Interval, Series
 from rlhf_pipeline.metrics import read_metrics
 from stages import BY_NAME
@@ -105,6 +106,8 @@ def _page(settings: Settings, run_folder: Path) -> dict[str, Any]:
         "evaluation": _evaluation(evaluation),
         "curves": {name: _curves(name, states, run_folder) for name in _CURVES if name in states},
         "ppo_path": _ppo_path(states, run_folder),
+        "held_out": _held_out(states, run_folder),
+        "alarms": [one.sentence() for one in read_alarms(_folder("ppo", states, run_folder))],
         "judgements": _judgements(states),
         "preferences": _preferences(_folder("collect", states, run_folder)),
         "reward": _reward(states),
@@ -223,6 +226,42 @@ def _preferences(folder: Path) -> list[str]:
     """What ``collect`` found out about the preferences, in sentences."""
     found = _read_json(folder / "preference_report.json")
     return [str(sentence) for sentence in found["sentences"]] if isinstance(found, dict) else []
+
+
+def _held_out(states: Mapping[str, StageState], run_folder: Path) -> dict[str, Any] | None:
+    """PPO's held-out scorings against their KL: what the reward model says, and the gold judge where there is one.
+
+    Both are counted from the SFT policy's mean in standard deviations of its responses (Gao et al. 2022,
+    arXiv:2210.10760, figure 1), so that they can be drawn in one picture.
+    """
+    rows = read_metrics(_folder("ppo", states, run_folder) / "held_out.jsonl") if "ppo" in states else []
+    series = [
+        Series(name, colour, points)
+        for name, colour, key in (("reward model", "reward", "score"), ("gold judge", "ppo", "gold"))
+        if len(points := _against_kl(rows, key)) > 2
+    ]
+    if not series:
+        return None
+    svg = charts.line_chart(
+        "PPO: held-out scores against KL", series, x_label="KL to SFT, nats per response",
+        y_label="standard deviations of SFT", step="KL", noisy=False,
+    )  # fmt: skip
+    state = states["ppo"]
+    kept = state.artifact.manifest.metrics.get("kept_iteration") if state.artifact else None
+    note = "Where the gold judge falls while the reward model rises, the policy is over-optimised." * (len(series) > 1)
+    note += f" The policy of iteration {kept} is kept." if kept is not None else ""
+    legend = [(s.name, s.colour) for s in series]
+    return {"caption": "Held-out scores against KL", "note": note.strip(), "svg": svg, "legend": legend}
+
+
+def _against_kl(rows: Sequence[Mapping[str, Any]], key: str) -> list[charts.Point]:
+    """``(KL, number)`` of each scoring, the number in standard deviations of the first one's responses."""
+    first = rows[0] if rows else {}
+    mean, error, count = (_finite(first, name) for name in (key, f"{key}_se", "responses"))
+    if mean is None or not error or not count:
+        return []
+    pairs = ((_finite(row, "kl"), _finite(row, key)) for row in rows)
+    return [(x, (y - mean) / (error * count**0.5)) for x, y in pairs if x is not None and y is not None]
 
 
 def _judgements(states: Mapping[str, StageState]) -> list[tuple[str, str, str]]:

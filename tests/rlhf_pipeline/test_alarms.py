@@ -25,7 +25,7 @@ HEALTHY: dict[str, float] = {
 TROUBLE: dict[str, tuple[int, dict[str, float]]] = {
     "no number": (1, {"ppo/loss/policy": math.nan}),
     "reward model moved": (1, {"reward/drift": 0.01}),
-    "policy lost": (2, {"objective/kl_per_token": 3.5}),
+    "policy lost": (2, {"objective/kl_per_token": 3.5, "objective/kl": 60.0, "objective/kl_k3": 61.0}),
     "negative KL": (4, {"objective/kl": -0.7}),
     "sampling is not training": (1, {"rollout/logprob_gap": 0.2}),
     "over-optimisation": (3, {"objective/kl": 30.0, "objective/kl_k3": 33.0}),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_pipeline import artifacts
+from rlhf_pipeline.alarms import Watch
 from stages import BY_NAME, NAMES
 from stages.settings import Settings, load
 
@@ -64,6 +65,18 @@ def write_stage(name: str, folder: Path) -> dict[str, Any]:
     if name in ("sft", "reward", "dpo", "ppo"):
         rows = training_rows(name)
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if name == "ppo":
+        scorings = [
+            {"step": 20 * i, "responses": 64, "kl": 0.7 * i, "kl_se": 0.1, "score": 0.3 * i, "score_se": 0.125,
+             "gold": 5.1 + 0.5 * i - 0.06 * i * i, "gold_se": 0.2}
+            for i in range(11)
+        ]  # fmt: skip
+        (folder / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scorings))
+        watch = Watch()
+        for row in rows:
+            watch.see(row | {"rollout/logprob_gap": 0.3 if row["step"] == 7 else 0.0})
+        watch.save(folder)
+        return {"kept_iteration": 80, "stopped": None}
     if name == "collect":
         found = {"sentences": ["701 decided pairs of 384 prompts count as 655 of equal weight", "1 pair is <odd>"]}
         (folder / "preference_report.json").write_text(json.dumps(found))

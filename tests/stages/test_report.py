@@ -10,6 +10,8 @@ import pytest
 
 from rlhf_pipeline.artifacts import open_artifact
 from stages import report
+from stages.settings import load
+from stages.states import inspect
 from tests.stages.made_up_run import make_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -88,6 +90,28 @@ def test_curves_of_every_training_stage(whole: tuple[Page, Path]) -> None:
     for title in ("sft: Loss on responses", "reward: Accuracy", "dpo: Margin", "ppo: KL to the SFT policy",
                   "ppo: Explained variance", "PPO: score against KL"):  # fmt: skip
         assert title in text
+
+
+def test_what_ppo_says_of_its_own_run(whole: tuple[Page, Path]) -> None:
+    """Proxy and gold against KL, counted from the SFT policy in standard deviations; alarms; which policy is kept."""
+    page, folder = whole
+    text = " ".join(page.text.split())
+    assert "reward model: 0 at KL 0, 3 at KL 7. gold judge: 0 at KL 0, -0.625 at KL 7." in text
+    assert "over-optimised. The policy of iteration 80 is kept." in text
+    assert "Alarm, iteration 7: decoder and training forward differ by more than 0.05 nats" in text
+    states = inspect(load(folder / "config.yaml"), folder)
+    assert states["ppo"].state == "complete"
+    assert states["ppo"].reasons[0].startswith("alarm, sampling is not training: iteration 7: decoder and training")
+
+
+def test_held_out_scores_without_a_gold_judge(tmp_path: Path) -> None:
+    settings = make_run(tmp_path / "run")
+    path = tmp_path / "run" / "ppo" / "held_out.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if "gold" not in k}) + "\n" for row in rows))
+    text = Page(report.build(settings, tmp_path / "run").read_text(encoding="utf-8")).text
+    assert "reward model: 0 at KL 0, 3 at KL 7." in text
+    assert "gold judge: 0 at KL" not in text
 
 
 def test_one_file_that_loads_nothing(whole: tuple[Page, Path]) -> None:
