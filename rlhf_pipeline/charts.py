@@ -49,6 +49,8 @@ def line_chart(
     y_label: str,
     step: str = "step",
     noisy: bool = True,
+    whole: bool = True,
+    whiskers: Sequence[tuple[str, float, float, float]] = (),
     size: tuple[int, int] = SMALL,
 ) -> Markup:
     """Curves over time; more than 60 points are drawn faintly, with their running mean on top, if they are ``noisy``.
@@ -57,12 +59,18 @@ def line_chart(
         title: names the picture for those who cannot see it; the page shows it as a caption.
         series: those without points are left out; with none left, the result is empty.
         step: what x counts, in the description.
+        whole: x counts things, of which there is no half.
+        whiskers: vertical intervals as ``(colour, x, low, high)``.
     """
     drawn = [Series(s.name, s.colour, thin(s.points)) for s in series if s.points]
     if not drawn:
         return Markup("")
-    frame = _Frame.around([p for s in drawn for p in s.points], size, whole_x=True)
+    ends = [(x, y) for _, x, low, high in whiskers for y in (low, high)]
+    frame = _Frame.around([*ends, *(p for s in drawn for p in s.points)], size, whole_x=whole)
     parts = [frame.axes(x_label, y_label)]
+    parts += [
+        _line(frame.x(x), frame.y(a), frame.x(x), frame.y(b), f"whisker c-{colour}") for colour, x, a, b in whiskers
+    ]
     for s in drawn:
         calm = running_mean(s.points) if noisy and len(s.points) > 60 else s.points
         if calm is not s.points:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from rlhf_pipeline.encoder_text import EncoderText
 from rlhf_pipeline.errors import DataError, ModelError
 from rlhf_pipeline.records import Demonstration, Preference
 from rlhf_pipeline.tokenization import ChatTokenizer
@@ -13,6 +14,7 @@ from rlhf_pipeline.tokenization import ChatTokenizer
 _NAMED_ROWS = 10
 
 R = TypeVar("R", Demonstration, Preference)
+Text = ChatTokenizer | EncoderText
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class EncodedDemonstration:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Ids of a prompt and of two responses to it."""
+    """Ids of a prompt and of two responses to it; an encoder, which cuts each prompt for its response, has no prompt
+    apart."""
 
     prompt: list[int]
     chosen: list[int]
@@ -83,7 +86,7 @@ def encode_demonstrations(
     return _encode(demonstrations, encode, shorten, limit, "demonstrations")
 
 
-def encode_pairs(chat: ChatTokenizer, preferences: Sequence[Preference], *, limit: int) -> Encoded[EncodedPair]:
+def encode_pairs(chat: Text, preferences: Sequence[Preference], *, limit: int) -> Encoded[EncodedPair]:
     """Encode; a pair is left out when either side is above ``limit`` tokens, as cutting one would change the judgement.
 
     A response that was cut off when it was sampled has no end token: nobody shall learn to stop in mid-sentence.
@@ -94,6 +97,9 @@ def encode_pairs(chat: ChatTokenizer, preferences: Sequence[Preference], *, limi
 
     def encode(one: Preference) -> EncodedPair:
         messages = one.prompt.messages
+        if isinstance(chat, EncoderText):
+            sides = ((one.chosen, one.chosen_cut), (one.rejected, one.rejected_cut))
+            return EncodedPair([], *(chat.encode(messages, text, ended=not cut) for text, cut in sides))
         return EncodedPair(
             chat.encode_prompt(messages),
             chat.encode_response(messages, one.chosen, ended=not one.chosen_cut),

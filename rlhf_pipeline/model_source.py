@@ -10,7 +10,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.errors import ModelError
@@ -115,8 +118,8 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors"))
 
 
-def load_config(model: ModelConfig, folder: Path | None = None) -> PretrainedConfig:
-    """The architecture's configuration, known to be that of a causal language model.
+def load_config(model: ModelConfig, folder: Path | None = None, *, encoders: bool = False) -> PretrainedConfig:
+    """The architecture's configuration, known to be that of a causal language model (or of an encoder, if allowed).
 
     Raises:
         ModelError: unreadable, of an architecture that is not known here, or not a causal language model.
@@ -131,16 +134,29 @@ def load_config(model: ModelConfig, folder: Path | None = None) -> PretrainedCon
             where=where,
             advice="take a model that the installed transformers knows, or fetch the folder again",
         ) from None
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    named = list(config.architectures or [])
-    causal = {known} if isinstance(known, str) else set(known or ())
-    if not causal or config.is_encoder_decoder or (named and not causal & set(named)):
+    if encoders and is_encoder(config):
+        return config
+    if not _is_causal(config):
+        named = list(config.architectures or [])
         raise ModelError(
             f"not a causal language model: {', '.join(named) or config.model_type}",
             where=where,
             advice="take a decoder-only model, e.g. of the Llama, Qwen3, Mistral, Gemma or GPT-2 family",
         )
     return config
+
+
+def _is_causal(config: PretrainedConfig) -> bool:
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    named = set(config.architectures or [])
+    causal = {known} if isinstance(known, str) else set(known or ())
+    return bool(causal) and not config.is_encoder_decoder and (not named or bool(causal & named))
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether it is a model such as BERT: it reads a text from both sides and can have a head that classifies it."""
+    can_classify = config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    return can_classify and not config.is_encoder_decoder and not _is_causal(config)
 
 
 def base_identity(model: ModelConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from rlhf_pipeline import processes
 from rlhf_pipeline.config import LoraSection, ModelConfig
 from rlhf_pipeline.divided_base import divide_layers
 from rlhf_pipeline.errors import ArtifactError, ConfigError, ModelError
-from rlhf_pipeline.model_source import LOADING_ERRORS, first_line, load_config, model_folder
+from rlhf_pipeline.model_source import LOADING_ERRORS, first_line, is_encoder, load_config, model_folder
 from rlhf_pipeline.model_source import base_identity as base_identity
 from rlhf_pipeline.trunk import top_linear_layers
 
@@ -63,10 +63,36 @@ def load_causal_lm(
 def load_classifier(
     model: ModelConfig, *, device: str, folder: Path | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """The base's backbone with a linear score head (hidden → 1), in float32 and zero unless ``folder`` has one."""
+    """The base's backbone with a linear score head (hidden → 1), in float32 and zero unless ``folder`` has one.
+
+    An encoder has the head that transformers gives it (the last layer of which starts at zero), all in float32.
+    """
+    if is_encoder(load_config(model, encoders=True)):
+        dtype = torch.float32
     classifier = _load(AutoModelForSequenceClassification, model, device, folder, dtype, num_labels=1)
-    classifier.score = _FloatHead(classifier.score)
+    if not is_encoder(classifier.config):
+        classifier.score = _FloatHead(classifier.score)
     return classifier
+
+
+def score_layer(classifier: Any) -> nn.Linear:
+    """The last linear layer of a classifier's head, which gives the score."""
+    return [m for name, m in classifier.named_modules() if isinstance(m, nn.Linear) and m.out_features == 1][-1]
+
+
+def head_modules(classifier: PreTrainedModel) -> list[str]:
+    """What an adapter on a classifier must train and save beside itself: PEFT knows only ``score`` and ``classifier``.
+
+    Everything outside of the backbone (DistilBERT has a ``pre_classifier``, ModernBERT a ``head``), and the pooler of
+    an encoder, which checkpoints often lack.
+    """
+    outside = [
+        name
+        for name, module in classifier.named_children()
+        if name != classifier.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    backbone = getattr(classifier, classifier.base_model_prefix)
+    return outside + ["pooler"] * (getattr(backbone, "pooler", None) is not None)
 
 
 class _FloatHead(nn.Linear):
@@ -84,7 +110,7 @@ class _FloatHead(nn.Linear):
 def _load(
     auto_class: Any, model: ModelConfig, device: str, folder: Path | None, dtype: torch.dtype | None, **options: Any
 ) -> PreTrainedModel:
-    load_config(model)
+    load_config(model, encoders="num_labels" in options)
     path = folder or model_folder(model)
     where = f"model.name: {model.name}" if folder is None else str(folder)
     if model.quantization == "4bit":
@@ -115,16 +141,18 @@ def _load(
             where=where,
             advice="its files may be cut off or belong to different models: fetch them again",
         ) from None
-    _require_all_weights(report, where, has_new_head="num_labels" in options)
-    if "score.weight" in report["missing_keys"]:
-        nn.init.zeros_(loaded.score.weight)
+    head = tuple(f"{name}." for name in head_modules(loaded)) if "num_labels" in options else ()
+    _require_all_weights(report, where, head)
+    if head and report["missing_keys"]:
+        for parameter in score_layer(loaded).parameters():
+            nn.init.zeros_(parameter)
     loaded.eval()
     return loaded
 
 
-def _require_all_weights(report: Any, where: str, has_new_head: bool) -> None:
-    """Transformers only warns when it fills missing weights with random numbers."""
-    absent = sorted(set(report["missing_keys"]) - ({"score.weight"} if has_new_head else set()))
+def _require_all_weights(report: Any, where: str, head: tuple[str, ...]) -> None:
+    """Transformers only warns when it fills missing weights with random numbers, which only a new head may have."""
+    absent = sorted(key for key in report["missing_keys"] if not any(f".{part}" in f".{key}" for part in head))
     wrong = sorted(str(key) for key in report["mismatched_keys"])
     if absent or wrong:
         raise ModelError(
@@ -178,19 +206,24 @@ def load_policy(
         return load_causal_lm(model, device=device, folder=base)
     if (full := full_model(folder)) is not None:
         return load_causal_lm(model, device=device, folder=full)
-    return _with_adapter(load_causal_lm(model, device=device, folder=base), folder / "adapter", trainable)
+    return with_adapter(load_causal_lm(model, device=device, folder=base), folder / "adapter", trainable)
 
 
 def load_merged(model: ModelConfig, folder: Path, *, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """A policy as one set of weights: the adapter, if it is one, is merged (in float32 without loss of precision)."""
     if (full := full_model(folder)) is not None:
         return load_causal_lm(model, device=device, folder=full, dtype=dtype)
-    adapted = _with_adapter(load_causal_lm(model, device=device, dtype=dtype), folder / "adapter", trainable=False)
+    adapted = with_adapter(load_causal_lm(model, device=device, dtype=dtype), folder / "adapter", trainable=False)
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged.requires_grad_(True)
 
 
-def _with_adapter(loaded: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+def with_adapter(loaded: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+    """A model with the adapter of a folder, in evaluation mode.
+
+    Raises:
+        ArtifactError: there is none, or it cannot be loaded.
+    """
     if not (folder / "adapter_model.safetensors").is_file():
         raise ArtifactError("neither adapter/ nor model/ is in the folder", where=str(folder.parent))
     try:
@@ -200,47 +233,6 @@ def _with_adapter(loaded: PreTrainedModel, folder: Path, trainable: bool) -> Pef
         raise ArtifactError(f"the adapter cannot be loaded: {first_line(error)}", where=str(folder)) from None
     peft_model.eval()
     return peft_model
-
-
-class RewardModel:
-    """Scores whole sequences; the score is read at the last token, found by length and not by the pad token."""
-
-    def __init__(self, classifier: PreTrainedModel | PeftModel) -> None:
-        self.classifier = classifier
-        inner: Any = classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier
-        self._backbone: nn.Module = getattr(inner, inner.base_model_prefix)
-        self._head: nn.Module = inner.score
-
-    @torch.no_grad()
-    def score(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> list[float]:
-        """One score per sequence of prompt and response ids; the order is kept, the batches are of like length."""
-        device = next(self.classifier.parameters()).device
-        was_training = self.classifier.training
-        self.classifier.eval()
-        scores = [0.0] * len(sequences)
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            lengths = torch.tensor([len(sequences[i]) for i in rows], device=device)
-            ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long, device=device)
-            for place, i in enumerate(rows):
-                ids[place, : len(sequences[i])] = torch.tensor(list(sequences[i]), device=device)
-            mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
-            hidden = self._backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            values = self._head(hidden[torch.arange(len(rows), device=device), lengths - 1]).squeeze(-1)
-            for i, value in zip(rows, values.float().tolist(), strict=True):
-                scores[i] = value
-        self.classifier.train(was_training)
-        return scores
-
-
-def load_reward_model(model: ModelConfig, folder: Path, *, device: str, base: Path | None = None) -> RewardModel:
-    """A reward model from its artifact folder; ``base`` as in :func:`load_policy`."""
-    if (full := full_model(folder)) is not None:
-        return RewardModel(load_classifier(model, device=device, folder=full))
-    read_score_head(folder / "adapter")
-    classifier = load_classifier(model, device=device, folder=base)
-    return RewardModel(_with_adapter(classifier, folder / "adapter", trainable=False))
 
 
 def read_score_head(adapter_folder: Path) -> Tensor:
@@ -266,8 +258,10 @@ def read_score_head(adapter_folder: Path) -> Tensor:
 def lora_config(lora: LoraSection, loaded: PreTrainedModel, *, task: str) -> LoraConfig:
     """PEFT's configuration of a new adapter on this model; ``task`` is ``CAUSAL_LM`` or ``SEQ_CLS``.
 
-    Without the task type PEFT would leave a score head random, untrained and unsaved, and say nothing.
+    Without the task type PEFT would leave a score head random, untrained and unsaved, and say nothing. A decoder's head
+    it knows by the type, of an encoder's only a part.
     """
+    head = head_modules(loaded) if task == "SEQ_CLS" and is_encoder(loaded.config) else None
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     if lora.top_layers is not None:
         targets = top_linear_layers(loaded, lora.top_layers, targets)
@@ -277,6 +271,7 @@ def lora_config(lora: LoraSection, loaded: PreTrainedModel, *, task: str) -> Lor
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type=task,
+        modules_to_save=head,
     )
 
 

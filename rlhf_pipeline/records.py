@@ -159,6 +159,19 @@ class ResponseSet:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """A prompt and responses to it that somebody wants scored, the chosen one first where there is one.
+
+    ``cut``: places of the responses that were cut off at a limit.
+    """
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    is_pair: bool
+    cut: frozenset[int] = frozenset()
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All rows of a file that this program wrote; the manifest's hash has vouched for it."""
     with path.open(encoding="utf-8") as lines:

@@ -263,10 +263,10 @@ def log_ratios(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], 
 
 
 @torch.no_grad()
-def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]]) -> Tensor:
-    """The reward role's score of each response, ``(batch,)``, read at its last token."""
-    with roles.use("reward") as model:
-        parts = [roles.head("reward", last_hidden(model, rollout.sequences(rows))) for rows in groups]
+def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], role: str = "reward") -> Tensor:
+    """A reward role's score of each response, ``(batch,)``, read at its last token."""
+    with roles.use(role) as model:
+        parts = [roles.head(role, last_hidden(model, rollout.sequences(rows))) for rows in groups]
     return _of_all(parts, groups, rollout)
 
 

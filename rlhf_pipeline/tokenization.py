@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,21 @@ class ChatTokenizer:
         ids = self._encode(whole[len(start) :], after_text=True) if merged else ids[len(prompt) :]
         ids = ids[: ids.index(self.end_id)] if self.end_id in ids else self._without_trailing_space(ids)
         return ids if ids and not ended else [*ids, self.end_id]
+
+    def encode(self, messages: Sequence[Message], response: str, *, ended: bool = True) -> list[int]:
+        """Ids of a conversation with a response, as :meth:`encode_prompt` and :meth:`encode_response` give them."""
+        return self.encode_prompt(messages) + self.encode_response(messages, response, ended=ended)
+
+    def with_plain_template(self) -> ChatTokenizer | None:
+        """The same tokenizer with the template of base models; None where it is that already, or cannot have it."""
+        end_id = self.tokenizer.eos_token_id
+        if end_id is None or PLAIN_TEMPLATE in self.template:
+            return None
+        return replace(self, template=PLAIN_TEMPLATE, arguments={}, merges_system=False, end_id=int(end_id))
+
+    def newline_ids(self) -> list[int]:
+        """Ids of a newline after text."""
+        return self._encode_piece("\n", True)
 
     def decode_response(self, ids: Sequence[int]) -> str:
         """The text of a response, without its stop token, whatever stands after it, and other control tokens."""

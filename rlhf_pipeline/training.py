@@ -36,8 +36,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from rlhf_pipeline import processes
 from rlhf_pipeline.config import ModelConfig, TrainingSection
+from rlhf_pipeline.encoding import Text
 from rlhf_pipeline.errors import ConfigError, TrainingError
 from rlhf_pipeline.metrics import MetricsWriter, read_metrics
+from rlhf_pipeline.model_source import is_encoder
 from rlhf_pipeline.models import dtype_of, save_adapter, save_full
 from rlhf_pipeline.models import quiet as models_quiet
 from rlhf_pipeline.tokenization import ChatTokenizer
@@ -218,12 +220,12 @@ def precision(section: TrainingSection, model: ModelConfig, device: str) -> cont
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=_mixed(section, model, device))
 
 
-def processing_class(chat: ChatTokenizer) -> Any:
+def processing_class(text: Text) -> Any:
     """A copy of the tokenizer with its pad token set, for trainers; never save it (see :class:`ChatTokenizer`)."""
     import copy
 
-    tokenizer = copy.deepcopy(chat.tokenizer)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(chat.pad_id)
+    tokenizer = copy.deepcopy(text.tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(text.pad_id)
     return tokenizer
 
 
@@ -372,7 +374,7 @@ def evaluation_loss(trainer: Trainer, columns: Mapping[str, Sequence[Any]]) -> f
 
 def finish(trained: Any, model: ModelConfig, device: str) -> None:
     """Fully trained weights to the precision in which they are saved and loaded; adapters stay float32."""
-    if isinstance(trained, PeftModel):
+    if isinstance(trained, PeftModel) or is_encoder(trained.config):  # an encoder is float32 everywhere
         return
     trained.to(dtype_of(model, device))
     if (head := getattr(trained, "score", None)) is not None:

@@ -148,6 +148,21 @@ def report(folder: RunFolder) -> None:
 
 
 @app.command()
+def score(
+    folder: RunFolder,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts with responses, or pairs, in any format.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where scores go, as JSON lines.")] = None,
+    format: Annotated[str, typer.Option(help="How rows are written; auto recognises it.")] = "auto",
+) -> None:
+    """Score a file of responses with the run's reward model."""
+    from stages import score as scoring
+    from stages import settings
+
+    quiet_libraries()
+    scoring.score(settings.load_to_look(_run_folder(folder)), folder, file, out=out, format=format)
+
+
+@app.command()
 def doctor(config: ConfigPath, overrides: Overrides = None) -> None:
     """Say what would fail, and the memory it will need, before anything is loaded."""
     from stages import doctor as checking

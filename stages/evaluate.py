@@ -78,7 +78,7 @@ def run(job: Job) -> dict[str, Any]:
             )
     policies.close()
     if "reward" in job.inputs:
-        _score(job, policies.adapter_base(), answers, encoded, chat.end_id)
+        _score(job, policies.adapter_base(), answers, prompts, encoded, chat.end_id)
     if has_gold_judge(job):
         for name in names:
             answers.fill(name, "gold", lambda n: _gold(prompts, answers[n]))
@@ -246,24 +246,40 @@ def _reference_logprobs(
     return [{"sft_logprob": row["logprob"]} for row in rows]
 
 
-def _score(job: Job, base: Path | None, answers: _Answers, encoded: Sequence[Sequence[int]], end_id: int) -> None:
+def _score(
+    job: Job,
+    base: Path | None,
+    answers: _Answers,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[Sequence[int]],
+    end_id: int,
+) -> None:
     """The reward model's score of every response, whichever stop token ended it; it is loaded only when needed."""
     from rlhf_pipeline.generation import ending_with
+    from rlhf_pipeline.reward_models import Scorer, Spec
 
     loaded: list[Any] = []
+    folder = job.inputs["reward"].folder
+    spec = Spec.read(folder)
+
+    def compute_from_text(name: str) -> Rows:
+        if not loaded:
+            loaded.append(Scorer.on_own_model(folder, device=job.device))
+        rows, messages = answers[name], [prompt.messages for prompt in prompts]
+        texts, ended = [row["text"] for row in rows], [row["ended"] for row in rows]
+        return [{"score": s} for s in loaded[0].score(messages, texts, ended=ended, batch_size=job.config.batch_size)]
 
     def compute(name: str) -> Rows:
         if not loaded:
-            from rlhf_pipeline.models import load_reward_model
+            from rlhf_pipeline.reward_models import load_reward_model
 
-            folder = job.inputs["reward"].folder
             loaded.append(load_reward_model(job.settings.model, folder, device=job.device, base=base))
         judged = [ending_with(row["ids"], row["ended"], end_id) for row in answers[name]]
         sequences = [[*prompt, *ids] for prompt, ids in zip(encoded, judged, strict=True)]
         return [{"score": score} for score in loaded[0].score(sequences, batch_size=job.config.batch_size)]
 
     for name in answers.names:
-        answers.fill(name, "score", compute)
+        answers.fill(name, "score", compute_from_text if spec is not None and spec.own_model else compute)
 
 
 def _gold(prompts: Sequence[Prompt], rows: Rows) -> Rows:

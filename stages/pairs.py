@@ -10,20 +10,22 @@ from stages.job import Job
 from stages.prompts import split_rule
 
 if TYPE_CHECKING:
-    from rlhf_pipeline.encoding import EncodedPair
-    from rlhf_pipeline.tokenization import ChatTokenizer
+    from rlhf_pipeline.encoding import EncodedPair, Text
+    from rlhf_pipeline.records import Preference
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Encoded pairs by side, and the account of the rest."""
+    """Encoded pairs by side with their records, and the account of the rest."""
 
     train: list[EncodedPair]
     held_out: list[EncodedPair]
     account: dict[str, int]
+    train_records: list[Preference]
+    held_out_records: list[Preference]
 
 
-def load_pairs(job: Job, chat: ChatTokenizer, *, limit: int, min_probability: float) -> Pairs:
+def load_pairs(job: Job, chat: Text, *, limit: int, min_probability: float) -> Pairs:
     """Read what ``collect`` exported, leave out undecided and overlong pairs, split by prompt, and say so.
 
     Raises:
@@ -43,10 +45,11 @@ def load_pairs(job: Job, chat: ChatTokenizer, *, limit: int, min_probability: fl
         )
     encoded = encode_pairs(chat, decided, limit=limit)
     split = split_rule(job)
-    train: list[EncodedPair] = []
-    held_out: list[EncodedPair] = []
+    sides: dict[bool, list[tuple[EncodedPair, Preference]]] = {True: [], False: []}
     for place, row in zip(encoded.kept, encoded.rows, strict=True):
-        (held_out if split.is_held_out(decided[place].prompt) else train).append(row)
+        sides[split.is_held_out(decided[place].prompt)].append((row, decided[place]))
+    train, train_records = [row for row, _ in sides[False]], [record for _, record in sides[False]]
+    held_out, held_out_records = [row for row, _ in sides[True]], [record for _, record in sides[True]]
     undecided = len(read) - len(decided)
     job.say(encoded.account("preferences", limit) + (f"; {undecided:,} undecided left out" if undecided else ""))
     cut = sum(decided[place].chosen_cut or decided[place].rejected_cut for place in encoded.kept)
@@ -60,4 +63,5 @@ def load_pairs(job: Job, chat: ChatTokenizer, *, limit: int, min_probability: fl
             advice="hold out fewer, or collect judgements on more prompts",
         )
     account = {"read": len(read), "undecided": undecided, "overlong": encoded.overlong, "cut": cut}
-    return Pairs(train, held_out, account | {"train": len(train), "held_out": len(held_out)})
+    account |= {"train": len(train), "held_out": len(held_out)}
+    return Pairs(train, held_out, account, train_records, held_out_records)

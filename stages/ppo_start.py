@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_pipeline.errors import ConfigError, DataError, ModelError, TrainingError
 from stages.job import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
     from rlhf_pipeline.records import Messages
+    from rlhf_pipeline.reward_models import Scorer as TextScorer
     from rlhf_pipeline.rewards import Scoring
     from rlhf_pipeline.roles import Roles
     from rlhf_pipeline.rollout import Rollout, Scorer
@@ -80,7 +81,7 @@ def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> t
     scorers: dict[str, tuple[float, Scorer]] = {}
     for one in sources(config):
         if one.file is None:
-            scorers["reward_model"] = one.weight, _reward_model(job, roles, chat)
+            scorers["reward_model"] = one.weight, _reward_model(job, roles, chat, conversations)
         else:
             name = f"{Path(one.file).stem}.{one.function}"
             scorers[name] = one.weight, python_function(one.file, one.function, chat, conversations)
@@ -93,33 +94,71 @@ def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> t
     return roles, Scoring(scorers)
 
 
-def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer) -> Scorer:
-    """The reward stage's model: a role on the base, or a model of its own beside it."""
+def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer, conversations: Conversations) -> Scorer:
+    """The reward stage's model: a role on the base (several, of an ensemble), or a model of its own beside it."""
     import torch
 
-    from rlhf_pipeline import models, processes
+    from rlhf_pipeline import models
+    from rlhf_pipeline.reward_models import Scorer as TextScorer
+    from rlhf_pipeline.reward_models import Spec, load_reward_model
     from rlhf_pipeline.rollout import adapter_scores
 
-    reward = job.inputs["reward"].folder
-    whole = models.full_model(reward) is not None
-    if whole:
-        reward_model = models.load_reward_model(job.settings.model, reward, device=job.device)
+    folder = job.inputs["reward"].folder
+    spec = Spec.read(folder)
+    if spec is not None and spec.own_model:
+        job.say(f"the reward model works on {spec.model.name}: it is held in memory beside the base")
+        return _text_scorer(TextScorer.on_own_model(folder, device=job.device), chat, conversations)
+    if models.full_model(folder) is not None:
         job.say("the reward model has all weights of its own: it is held in memory beside the base")
-    else:
-        roles.add("reward", folder=reward / "adapter")
-        roles.set_head("reward", models.read_score_head(reward / "adapter"))
+        whole = load_reward_model(job.settings.model, folder, device=job.device)
 
-    def score(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+        def by_model(rollout: Rollout, _: Sequence[Sequence[int]]) -> torch.Tensor:
+            judged = rollout.ending_with(chat.end_id)
+            rows = [[*p, *r] for p, r in zip(judged.prompts, judged.responses, strict=True)]
+            return _shared(lambda mine: whole.score(rows[mine]), len(rows), job.device)
+
+        return by_model
+    members = spec.members if spec is not None else ()
+    adapters = {f"reward_{number}": folder / name / "adapter" for number, name in enumerate(members)}
+    for name, adapter in (adapters or {"reward": folder / "adapter"}).items():
+        roles.add(name, folder=adapter)
+        roles.set_head(name, models.read_score_head(adapter))
+    combination = spec.combination if spec is not None else None
+
+    def by_roles(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
         judged = rollout.ending_with(chat.end_id)
-        if not whole:
+        if combination is None:
             return adapter_scores(roles, judged, groups)
-        mine = processes.share(len(judged.prompts))
-        scores = torch.zeros(len(judged.prompts), device=job.device)
-        rows = [[*judged.prompts[i], *judged.responses[i]] for i in mine]
-        scores[mine.start : mine.stop] = torch.tensor(reward_model.score(rows), device=job.device)
-        return processes.add_up(scores)
+        return combination(torch.stack([adapter_scores(roles, judged, groups, role) for role in adapters]))
+
+    return by_roles
+
+
+def _text_scorer(scorer: TextScorer, chat: ChatTokenizer, conversations: Conversations) -> Scorer:
+    """A reward model with a tokenizer of its own reads the text of a response, not its ids."""
+
+    def score(rollout: Rollout, _: Sequence[Sequence[int]]) -> torch.Tensor:
+        prompts = [conversations[tuple(ids)] for ids in rollout.prompts]
+        texts, ended = [chat.decode_response(ids) for ids in rollout.responses], rollout.ended.tolist()
+
+        def of(mine: slice) -> list[float]:
+            return scorer.score(prompts[mine], texts[mine], ended=ended[mine])
+
+        return _shared(of, len(texts), rollout.response_mask.device)
 
     return score
+
+
+def _shared(score: Callable[[slice], list[float]], count: int, device: Any) -> torch.Tensor:
+    """The scores of all rows, of which each process computes its share: ``(count,)``."""
+    import torch
+
+    from rlhf_pipeline import processes
+
+    mine = processes.share(count)
+    scores = torch.zeros(count, device=device)
+    scores[mine.start : mine.stop] = torch.tensor(score(slice(mine.start, mine.stop)), device=device)
+    return processes.add_up(scores)
 
 
 def python_function(file: str, name: str, chat: ChatTokenizer, conversations: Conversations) -> Scorer:
@@ -136,22 +175,25 @@ def python_function(file: str, name: str, chat: ChatTokenizer, conversations: Co
 
 
 def _add_value(roles: Roles, config: Config) -> None:
-    """The value starts as the reward model, which knows what is good, where it reads what that reads; else as 0."""
+    """The value starts as the reward model (an ensemble's first), which knows what is good, where it reads what that
+    reads; else as 0."""
     import torch
+
+    known = next((name for name in ("reward", "reward_0") if name in roles), None)
 
     nothing = torch.zeros(1, roles.base.config.get_text_config().hidden_size)
     if config.critic.on == "policy_trunk":
         roles.add_head("value", nothing, on="policy", trainable=True)
     elif config.critic.on == "reward_features":
-        if "reward" not in roles:
+        if known is None:
             raise ConfigError(
                 "there is no reward adapter on the base, whose hidden states the value could read",
                 where="ppo.critic.on",
                 advice="set it to adapter or policy_trunk",
             )
-        roles.add_head("value", roles.named_parameters("reward")["head.weight"], on="reward", trainable=True)
-    elif "reward" in roles:
-        roles.add("value", copy_of="reward", trainable=True)
+        roles.add_head("value", roles.named_parameters(known)["head.weight"], on=known, trainable=True)
+    elif known is not None:
+        roles.add("value", copy_of=known, trainable=True)
     else:
         roles.add("value", lora=config.lora, trainable=True)
         roles.set_head("value", nothing)

@@ -20,7 +20,7 @@ from rlhf_pipeline import artifacts, charts, config
 from rlhf_pipeline.alarms import read_alarms
 from rlhf_pipeline.charts import Interval, Series
 from rlhf_pipeline.metrics import read_metrics
-from stages import BY_NAME
+from stages import BY_NAME, reward_report
 from stages.chain_picture import Node, chain
 from stages.settings import Settings
 from stages.states import StageState, inspect, partial_folder
@@ -110,8 +110,7 @@ def _page(settings: Settings, run_folder: Path) -> dict[str, Any]:
         "alarms": [one.sentence() for one in read_alarms(_folder("ppo", states, run_folder))],
         "judgements": _judgements(states),
         "preferences": _preferences(_folder("collect", states, run_folder)),
-        "reward": _reward(states),
-        "reward_note": _reward_note(states),
+        "reward": reward_report.section(states.get("reward"), _folder("reward", states, run_folder)),
         "examples": _examples(_folder("evaluate", states, run_folder) / "responses.jsonl"),
         "settings": config.dump(settings),
         "versions": made[-1].versions if made else artifacts.versions(),
@@ -283,26 +282,6 @@ def _judgements(states: Mapping[str, StageState]) -> list[tuple[str, str, str]]:
     if metrics.get("left_share") is not None:
         tiles.append(("left side chosen", _percent(metrics["left_share"]), "50 % is no liking for a side"))
     return tiles
-
-
-def _reward(states: Mapping[str, StageState]) -> Markup:
-    """Held-out accuracy with its interval, beside what the length of the responses alone would give."""
-    state = states.get("reward")
-    metrics = state.artifact.manifest.metrics if state and state.artifact else {}
-    rows = []
-    for name, key, colour in (("Reward model", "accuracy", "reward"), ("Length only", "length_baseline", "other")):
-        value, low, high = (metrics.get(k) for k in (key, f"{key}_low", f"{key}_high"))
-        if value is not None and low is not None and high is not None:
-            rows.append(Interval(name, colour, value, low, high))
-    return charts.interval_plot("Accuracy on held-out preferences", rows, x_label="pairs in the judged order, %")
-
-
-def _reward_note(states: Mapping[str, StageState]) -> str:
-    """What there is to say where the accuracy cannot be shown."""
-    state = states.get("reward")
-    if state and state.artifact and state.artifact.manifest.metrics.get("accuracy") is None:
-        return "No preference was held out, so how well the reward model judges is not known."
-    return ""
 
 
 def _examples(path: Path) -> list[dict[str, Any]]:

@@ -1,30 +1,69 @@
 """Reward modelling: preferences → a model that scores responses (TRL's RewardTrainer).
 
-Starts from the SFT policy with a zero score head; writes ``adapter/`` (PEFT, with its head), or ``model/`` without
-LoRA. A pair counts as decided, chosen over rejected, when its probability reaches ``min_probability``; the others are
-left out.
+Starts from the SFT policy with a zero score head, or from another model (``reward.model``, an encoder too); writes
+``adapter/`` (PEFT, with its head), ``model/`` without LoRA, or ``members/`` of an ensemble; ``reward_model.json`` says
+on what they work, ``evaluation.json`` everything that was measured. A pair counts as decided, chosen over rejected,
+when its probability reaches ``min_probability``; the others are left out.
 
     rlhf run CONFIG reward
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rlhf_pipeline.config import TrainingSection
-from rlhf_pipeline.errors import TrainingError
-from rlhf_pipeline.metrics import require_finite, wilson_interval
+from rlhf_pipeline.config import ModelConfig, Section, TrainingSection
+from rlhf_pipeline.data.sources import SourceConfig
+from rlhf_pipeline.reward_evaluation import Gate
+from stages import reward_check, reward_learn
 from stages.job import Job
 from stages.pairs import load_pairs
 
 if TYPE_CHECKING:
-    from rlhf_pipeline.encoding import EncodedPair
-    from rlhf_pipeline.models import RewardModel
+    from pathlib import Path
 
-_PARITY_PAIRS = 32
+    from rlhf_pipeline.encoding import EncodedPair
+    from rlhf_pipeline.reward_models import Scores, Spec
+
+_OFFSET_PAIRS = 256
+
+
+class Ensemble(Section):
+    """Several adapters on one base, which differ by their seed: head, order of the pairs, and which pairs they see."""
+
+    members: int = Field(1, ge=1, le=16)
+    """How many; each takes the time of one. 1 is no ensemble."""
+    score: Literal["mean", "min", "mean_minus_std", "weight_average"] = "mean"
+    """Their score: the mean, the minimum, the mean less ``k`` standard deviations; or one adapter whose weights are the
+    mean of theirs, and whose rank is the sum of theirs (WARM): as fast as one model."""
+    k: float = Field(1.0, ge=0)
+    """Of ``mean_minus_std``: how many standard deviations; raising it trusts less where the members disagree."""
+    bootstrap: bool = False
+    """Each member learns from as many prompts, drawn with replacement: they differ more, and each sees less."""
+
+
+class Evaluation(Section):
+    """What is measured beside the held-out preferences, and what is not good enough."""
+
+    test_sets: list[SourceConfig] = Field(default_factory=list)
+    """Other files of pairs, in any format that preferences may have; of RewardBench's the parts are told apart."""
+    learning_curve: list[float] = Field(default_factory=list)
+    """Shares of the training prompts on which more models are trained, e.g. ``[0.25, 0.5]``, to forecast what more
+    judgements would buy; takes the time of that much more training."""
+    stop_on: list[Gate] = Field(default_factory=list)
+    """Which warnings end the chain: ``chance`` (no better than guessing), ``length`` (no better than length alone),
+    ``calibration`` (its confidence is not its accuracy), ``template`` (spaces or newlines change its mind)."""
+
+    @model_validator(mode="after")
+    def _are_shares(self) -> Evaluation:
+        if not all(0 < share <= 1 for share in self.learning_curve):
+            raise ValueError("learning_curve holds shares of the data, above 0 and up to 1")
+        return self
 
 
 class Config(TrainingSection):
@@ -34,160 +73,112 @@ class Config(TrainingSection):
     """Peak learning rate of AdamW; adapters bear about ten times that of full fine-tuning."""
     init: Literal["sft", "base"] = "sft"
     """Start from a copy of the SFT adapter (whose shape is then taken over), or from the base with a new adapter."""
+    model: ModelConfig | None = None
+    """Another model than the run's, with a tokenizer of its own: a decoder, or an encoder such as BERT or MiniLM. PPO
+    holds it in memory beside the base. null: the run's base, so that PPO shares it."""
+    head_first: int = Field(0, ge=0)
+    """Steps of L-BFGS in which only the head learns, on features that are computed once, before all is trained; 50
+    usually reach its optimum. 0 starts with a head of zeros."""
     centering: float = Field(0.01, ge=0)
     """Weight of the squared sum of both scores in the loss, which keeps scores around zero; 0 leaves them free."""
     min_probability: float = Field(0.6, gt=0.5, le=1)
     """Learn only from pairs whose chosen side is the better one with at least this probability."""
+    ensemble: Ensemble = Field(default_factory=Ensemble)
+    """Several models that score together."""
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    """What is measured, and what is not good enough."""
+
+    @model_validator(mode="after")
+    def _members_are_adapters(self) -> Config:
+        if self.ensemble.members > 1 and self.lora is None:
+            raise ValueError("reward.ensemble has several adapters on one base, so it needs reward.lora")
+        return self
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Encode, train, measure on held-out pairs, save, and prove that what was saved gives the same scores."""
-    import torch
-    from trl.trainer.reward_config import RewardConfig
-
-    from rlhf_pipeline import models, training
-    from rlhf_pipeline.model_source import load_config
-    from rlhf_pipeline.tokenization import load_tokenizer
+    """Encode, train, save, prove that what was saved gives the same scores, measure on held-out pairs."""
+    from rlhf_pipeline import training
+    from rlhf_pipeline.data import dialogue_key
+    from rlhf_pipeline.reward_models import RewardModel, load_reward_model
 
     config: Config = job.config
-    model = job.settings.model
-    chat = load_tokenizer(model)
-    limit = training.context_limit(config, load_config(model), job.say)
-    pairs = load_pairs(job, chat, limit=limit, min_probability=config.min_probability)
-    steps = training.plan(config, [len(pair) for pair in pairs.train], seed=job.seed)
-    torch.manual_seed(job.seed)
-    classifier: Any = _start(job)
-    with training.quiet():
-        trainer = training.RewardModelTrainer(
-            model=classifier,
-            args=training.arguments(
-                RewardConfig,
-                config,
-                steps,
-                model=model,
-                folder=job.folder / "checkpoints",
-                seed=job.seed,
-                device=job.device,
-                tracking=job.settings.run.tracking,
-                max_length=None,
-                center_rewards_coefficient=config.centering or None,
-            ),
-            train_dataset=training.dataset(_columns(pairs.train), steps.order),
-            processing_class=training.processing_class(chat),
-        )
-    job.say(training.describe(classifier, steps))
-    with job.track("reward model", steps.steps) as advance:
-        trained = training.train(trainer, folder=job.folder, say=job.say, advance=advance)
-    training.finish(classifier, model, job.device)
-    reward_model = models.RewardModel(classifier)
-    measured = accuracy(reward_model, pairs.held_out, batch_size=2 * steps.micro_batch)
-    if measured["pairs"]:
-        require_finite(measured["score_mean"], "the mean score of held-out responses")
-    job.say(_sentence(measured))
-    training.save(classifier, job.folder, model)
-    drift = _prove_saved(job, reward_model, pairs.held_out or pairs.train)
+    base = reward_learn.base_of(job)
+    pairs = load_pairs(job, base.text, limit=base.limit, min_probability=config.min_probability)
+    keys = [dialogue_key(record.prompt) for record in pairs.train_records]
+    if config.ensemble.members > 1:
+        trained = reward_learn.learn_members(job, base, pairs.train, keys)[0]
+        reward_model: Scores = _combine(job, base, pairs.train)
+    else:
+        classifier, trained = reward_learn.learn(job, base, pairs.train, job.folder, job.seed)
+        reward_model = RewardModel(classifier)
+        training.save(classifier, job.folder, base.model)
+        _write(job, _spec(job, base))
+    loaded = load_reward_model(job.settings.model, job.folder, device=job.device, base=_below(job, base))
+    drift = reward_check.prove_saved(job, reward_model, loaded, pairs.held_out or pairs.train)
+    held_out = reward_check.Judged(pairs.held_out, pairs.held_out_records)
+    found = reward_check.measure(job, reward_model, base.text, held_out, batch_size=2 * config.batch_size)
+    if config.evaluation.learning_curve and pairs.held_out:
+        final = found["accuracy"]["value"]
+        found["learning_curve"] = reward_learn.learning_curve(job, base, pairs.train, keys, held_out, final)
+    measured = reward_check.report(job, found)
     return {**trained, "rows": pairs.account, **measured, "score_drift_after_loading": drift}
 
 
-def _start(job: Job) -> Any:
-    """The classifier to train: on the SFT policy's weights, or on the base's."""
-    from rlhf_pipeline import models, training
-
-    config: Config = job.config
-    model = job.settings.model
-    sft = job.inputs["sft"].folder
-    full = models.full_model(sft)
-    dtype = training.weight_dtype(model, job.device, full=config.lora is None)
-    classifier = models.load_classifier(model, device=job.device, folder=full, dtype=dtype)
-    if full is None and config.init == "sft":
-        adapted = models.classifier_from_policy(classifier, sft / "adapter")
-        if config.lora is None:
-            job.say("starts from the SFT adapter, merged; all weights are trained")
-            return adapted.merge_and_unload().requires_grad_(True)
-        job.say(f"starts from a copy of the SFT adapter (rank {models.adapter_rank(adapted)}, as there)")
-        return adapted
-    job.say("starts from the fully fine-tuned SFT model" if full else "starts from the base, without what SFT learnt")
-    return classifier if config.lora is None else models.add_adapter(classifier, config.lora, task="SEQ_CLS")
-
-
-def _columns(pairs: Sequence[EncodedPair]) -> dict[str, list[list[int]]]:
-    return {
-        "chosen_ids": [pair.prompt + pair.chosen for pair in pairs],
-        "rejected_ids": [pair.prompt + pair.rejected for pair in pairs],
-    }
-
-
-def accuracy(reward_model: RewardModel, pairs: Sequence[EncodedPair], *, batch_size: int) -> dict[str, Any]:
-    """How often the chosen response scores higher, beside what length alone would give; ties count half.
-
-    ``length_baseline`` is the better of "longer wins" and "shorter wins" on these very pairs: the most that length
-    could explain.
-    """
-    if not pairs:
-        return {"accuracy": None, "pairs": 0}
-    scores = reward_model.score([ids for rows in _columns(pairs).values() for ids in rows], batch_size)
-    margins = [chosen - rejected for chosen, rejected in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
-    right = sum((margin > 0) + 0.5 * (margin == 0) for margin in margins)
-    longer = sum((len(p.chosen) > len(p.rejected)) + 0.5 * (len(p.chosen) == len(p.rejected)) for p in pairs)
-    low, high = wilson_interval(right, len(pairs))
-    by_length = max(longer, len(pairs) - longer)
-    length_low, length_high = wilson_interval(by_length, len(pairs))
-    return {
-        "accuracy": right / len(pairs),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "pairs": len(pairs),
-        "length_baseline": by_length / len(pairs),
-        "length_baseline_low": length_low,
-        "length_baseline_high": length_high,
-        "longer_wins": longer / len(pairs),
-        "margin": sum(margins) / len(pairs),
-        "score_mean": sum(scores) / len(scores),
-    }
-
-
-def _sentence(measured: dict[str, Any]) -> str:
-    if not measured["pairs"]:
-        return "no pair is held out, so the accuracy is not known"
-    direction = "longer" if measured["longer_wins"] >= 0.5 else "shorter"
-    text = (
-        f"held-out accuracy {measured['accuracy']:.1%} (95 %: {measured['accuracy_low']:.1%} to "
-        f"{measured['accuracy_high']:.1%}, {measured['pairs']:,} pairs); length alone ({direction} wins) "
-        f"{measured['length_baseline']:.1%}"
-    )
-    if measured["accuracy_low"] <= measured["length_baseline"]:
-        text += "; not shown to be better than length"
-    return text
-
-
-def _prove_saved(job: Job, trained: RewardModel, pairs: Sequence[EncodedPair]) -> float:
-    """Load what was saved; the largest difference of its scores from those of the trained model.
-
-    Raises:
-        TrainingError: the head was not saved or not trained, or the scores differ.
-    """
-    import torch
-
+def _below(job: Job, base: reward_learn.Base) -> Path | None:
+    """The fully fine-tuned SFT model, where the reward model's adapter is trained on it."""
     from rlhf_pipeline import models
 
-    model = job.settings.model
-    loaded = models.load_reward_model(
-        model, job.folder, device=job.device, base=models.full_model(job.inputs["sft"].folder)
-    )
-    full: Any = loaded.classifier
-    head = models.read_score_head(job.folder / "adapter") if job.config.lora else full.score.weight
-    if not head.any():
-        raise TrainingError("the saved score head is zero as at the start, so training did not reach it")
-    rows = [ids for column in _columns(pairs[:_PARITY_PAIRS]).values() for ids in column]
-    before, after = trained.score(rows, batch_size=16), loaded.score(rows, batch_size=16)
-    drift = max(abs(a - b) for a, b in zip(before, after, strict=True))
-    exact = models.dtype_of(model, job.device) == torch.float32 and job.device == "cpu"
-    allowed = 1e-6 if exact else 1e-3
-    scale = max(1.0, *(abs(score) for score in before))
-    if not drift <= allowed * scale:
-        raise TrainingError(
-            f"after saving and loading, scores differ by up to {drift:.3g} (allowed: {allowed * scale:.0e})",
-            where=str(job.folder),
-            advice="this is a bug, or the disk is failing: please report it with the versions from manifest.json",
-        )
-    return drift
+    return None if base.own or job.config.lora is None else models.full_model(job.inputs["sft"].folder)
+
+
+def _spec(job: Job, base: reward_learn.Base, **ensemble: Any) -> Spec:
+    from rlhf_pipeline.encoder_text import EncoderText
+    from rlhf_pipeline.model_source import base_identity
+    from rlhf_pipeline.reward_models import Spec
+
+    below = _below(job, base)
+    relative = None if below is None else os.path.relpath(below, job.folder)
+    limit = base.limit if isinstance(base.text, EncoderText) else None
+    digest = base_identity(base.model)["digest"] if base.own else None
+    return Spec(base.model, base=relative, own_model=base.own, digest=digest, limit=limit, **ensemble)
+
+
+def _write(job: Job, spec: Spec) -> None:
+    """Into the folder, by the first of several processes, before any of them reads it."""
+    from rlhf_pipeline import processes
+
+    with processes.first_alone():
+        if job.first:
+            spec.write(job.folder)
+
+
+def _combine(job: Job, base: reward_learn.Base, pairs: Sequence[EncodedPair]) -> Scores:
+    """The trained members as one: their scores on one level, or one adapter that is the mean of theirs."""
+    from rlhf_pipeline import processes
+    from rlhf_pipeline.ensembles import Combination, average_adapters
+    from rlhf_pipeline.reward_models import Ensemble as Members
+    from rlhf_pipeline.reward_models import load_reward_model
+
+    config: Config = job.config
+    wanted = config.ensemble
+    folders = [reward_learn.member_folder(job, number) for number in range(wanted.members)]
+    if wanted.score == "weight_average":
+        with processes.first_alone():
+            if job.first:
+                average_adapters([folder / "adapter" for folder in folders], job.folder / "adapter")
+                shutil.rmtree(job.folder / "members")
+        _write(job, _spec(job, base))
+        job.say(f"one adapter, the mean of {wanted.members}")
+        return load_reward_model(job.settings.model, job.folder, device=job.device, base=_below(job, base))
+    names = tuple(str(folder.relative_to(job.folder)) for folder in folders)
+    level = Combination(wanted.score, (0.0,) * len(names), wanted.k)
+    _write(job, _spec(job, base, members=names, combination=level))
+    members = load_reward_model(job.settings.model, job.folder, device=job.device, base=_below(job, base))
+    assert isinstance(members, Members)
+    rows = [ids for side in reward_check.columns(pairs[:_OFFSET_PAIRS]).values() for ids in side]
+    scores = members.member_scores(rows, 2 * config.batch_size)
+    offsets = tuple(sum(one) / len(one) for one in scores)
+    combination = Combination(wanted.score, offsets, wanted.k)
+    _write(job, _spec(job, base, members=names, combination=combination))
+    job.say(f"an ensemble of {wanted.members}, scored by {wanted.score}")
+    return Members(members.members, combination)

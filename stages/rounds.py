@@ -225,9 +225,7 @@ def _prioritise(store: JudgementStore, round_id: int, settings: Settings) -> Non
 
 def _scores(settings: Settings, rows: Sequence[TaskRow]) -> dict[int, float]:
     """The score of each response by its id, by the reward model that the configuration names."""
-    from rlhf_pipeline.artifacts import open_artifact
-    from rlhf_pipeline.models import full_model, load_reward_model
-    from rlhf_pipeline.tokenization import load_tokenizer
+    from rlhf_pipeline.reward_models import Scorer
 
     config = settings.collect
     folder = Path(config.uncertainty_from or "")
@@ -237,19 +235,13 @@ def _scores(settings: Settings, rows: Sequence[TaskRow]) -> dict[int, float]:
             where="collect.uncertainty_from",
             advice="name the reward folder of a finished run, e.g. runs/first/reward, or set collect.order: random",
         )
-    open_artifact(folder)
-    sft = folder.parent / "sft"
-    model = load_reward_model(settings.model, folder, device="cpu", base=full_model(sft) if sft.is_dir() else None)
-    chat = load_tokenizer(settings.model)
-    sequences = {
-        response.id: [
-            *chat.encode_prompt(row.prompt.messages),
-            *chat.encode_response(row.prompt.messages, response.text),
-        ]
-        for row in rows
-        for response in row.responses
-    }
-    return dict(zip(sequences, model.score(list(sequences.values())), strict=True))
+    shown = [(row.prompt.messages, response) for row in rows for response in row.responses]
+    scores = Scorer.open(folder).score(
+        [messages for messages, _ in shown],
+        [response.text for _, response in shown],
+        ended=[response.finish != "length" for _, response in shown],
+    )
+    return {response.id: score for (_, response), score in zip(shown, scores, strict=True)}
 
 
 def _guidelines(config: Config) -> str:

@@ -59,11 +59,11 @@ def write_demonstrations(path: Path, rows: list[Demonstration]) -> SourceConfig:
     return SourceConfig(path=str(path))
 
 
-def write_preferences(folder: Path, rows: list[Preference]) -> Any:
+def write_preferences(folder: Path, rows: list[Preference], **metrics: Any) -> Any:
     """What ``collect`` leaves, as an input of later stages."""
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "preferences.jsonl", [row.to_json() for row in rows])
-    return SimpleNamespace(folder=folder)
+    return SimpleNamespace(folder=folder, manifest=SimpleNamespace(metrics=metrics))
 
 
 class RecordingJob(Job):

@@ -19,6 +19,10 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
     GemmaConfig,
     GenerationConfig,
     GPT2Config,
@@ -82,6 +86,25 @@ def make(family: str, folder: Path, *, seed: int = 0) -> ModelConfig:
     settings: dict[str, Any] = {"gpt2": {"chat_template": "plain"}}
     settings["qwen3"] = {"template_arguments": {"enable_thinking": False}}
     return ModelConfig(name=str(folder), **settings.get(family, {}))
+
+
+def make_encoder(folder: Path, *, kind: str = "bert", seed: int = 0) -> ModelConfig:
+    """A tiny encoder, as a checkpoint of pre-training is: without a classification head (and DistilBERT: no pooler)."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(special), model_max_length=128, **dict(zip(names, special, strict=True))
+    )
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    torch.manual_seed(seed)
+    if kind == "bert":
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model: Any = BertModel(BertConfig(**shape, **sizes))
+    else:
+        model = DistilBertModel(DistilBertConfig(**shape, dim=32, hidden_dim=48, n_layers=2, n_heads=4))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ModelConfig(name=str(folder))
 
 
 def _config(family: str, vocabulary: int) -> PretrainedConfig:

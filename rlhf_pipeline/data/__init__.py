@@ -5,7 +5,13 @@ makes records of both, ``splits`` keeps dialogues apart.
 """
 
 from rlhf_pipeline.data.formats import FORMATS
-from rlhf_pipeline.data.reading import Loaded, read_demonstrations, read_preferences, read_prompts
+from rlhf_pipeline.data.reading import (
+    Loaded,
+    read_candidates,
+    read_demonstrations,
+    read_preferences,
+    read_prompts,
+)
 from rlhf_pipeline.data.sources import DataConfig, SourceConfig
 from rlhf_pipeline.data.splits import Split, dialogue_key, is_held_out, make_split, split_by_prompt
 
@@ -18,6 +24,7 @@ __all__ = [
     "dialogue_key",
     "is_held_out",
     "make_split",
+    "read_candidates",
     "read_demonstrations",
     "read_preferences",
     "read_prompts",

@@ -26,7 +26,8 @@ Kind = Literal["preferences", "demonstrations", "prompts"]
 COLUMNS = (
     "prompt", "chosen", "rejected", "completion", "response", "label", "messages", "conversations", "instruction",
     "input", "output", "history", "system", "response_a", "response_b", "probability_b_preferred",
-    "preferred_output", "non_preferred_output", "probability", "margin", "source", "judgements", "meta",
+    "preferred_output", "non_preferred_output", "probability", "margin", "source", "judgements", "meta", "responses",
+    "subset",
 )  # fmt: skip
 """Every column that some format reads, by the name used here; ``columns`` maps these to a file's own names."""
 
@@ -50,15 +51,18 @@ class RowProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A conversation and what may follow it: no response, one, or two with the better one first."""
+    """A conversation and what may follow it: no response, one, several, or (``is_pair``) two with the better first."""
 
     messages: Messages
     responses: tuple[str, ...] = ()
+    is_pair: bool = False
     probability: float = 1.0
     margin: float | None = None
     source: str = ""
     judgements: int = 1
     meta: Mapping[str, Any] = field(default_factory=dict)
+    cut: frozenset[int] = frozenset()
+    """Places of the responses that were cut off at a limit."""
     left_out: str = ""
     """Why nothing can be learnt from the responses although the row is sound; empty when something can."""
 
@@ -166,6 +170,18 @@ def _prompts(row: Row) -> Exchange:
     return _exchange(row, _prompt(row), ())
 
 
+def _prompt_responses(row: Row) -> Exchange:
+    """Several responses to a prompt: texts, or objects with ``text`` (and ``ended``), by name or in order."""
+    given = row["responses"]
+    given = list(given.values()) if isinstance(given, Mapping) else given
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise RowProblem("wrong type", f"responses is {_kind_of(given)}, wanted a list of responses")
+    cut = frozenset(i for i, one in enumerate(given) if isinstance(one, Mapping) and one.get("ended") is False)
+    prompt = _prompt(row)
+    texts = [one.get("text", one) if isinstance(one, Mapping) else one for one in given]
+    return _exchange(row, prompt, tuple(_response(one, prompt, "responses") for one in texts), cut=cut)
+
+
 def _is_transcript(row: Row) -> bool:
     sides = (row["chosen"], row["rejected"])
     return any(isinstance(side, str) and side.startswith(_TRANSCRIPT) for side in sides)
@@ -184,6 +200,7 @@ _ORDERED = (  # what is more specific comes first: the first that fits is taken
     Format("messages", "demonstrations", ("messages",), _conversation("messages")),
     Format("sharegpt", "demonstrations", ("conversations",), _conversation("conversations")),
     Format("alpaca", "demonstrations", ("instruction", "output"), _alpaca),
+    Format("prompt-responses", "prompts", ("prompt", "responses"), _prompt_responses),
     Format("prompts", "prompts", ("prompt",), _prompts),
     Format("alpaca-prompts", "prompts", ("instruction",), _alpaca_prompts),
 )
@@ -221,15 +238,20 @@ def _pair(row: Row, messages: Messages, chosen: Any, rejected: Any) -> Exchange:
     if not 0.5 <= probability <= 1:
         raise RowProblem("probability out of range", f"chosen is the better one with {probability:g}, wanted 0.5 to 1")
     judgements, meta, source = row.get("judgements"), row.get("meta"), row.get("source")
+    meta = dict(meta) if isinstance(meta, Mapping) else {}
+    if isinstance(row.get("subset"), str):  # as RewardBench names its parts
+        meta["subset"] = row["subset"]
     return _exchange(
         row,
         messages,
         responses,
+        is_pair=True,
         probability=probability,
         margin=_number(row, "margin") if row.get("margin") is not None else None,
         source=source if isinstance(source, str) else "",
         judgements=judgements if isinstance(judgements, int) and judgements > 0 else 1,
-        meta=meta if isinstance(meta, Mapping) else {},
+        meta=meta,
+        cut=frozenset(i for i, side in enumerate(("chosen_cut", "rejected_cut")) if row.get(side) is True),
         left_out="identical responses" if responses[0] == responses[1] else "",
     )
 

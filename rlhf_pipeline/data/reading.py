@@ -13,14 +13,14 @@ from rlhf_pipeline.data.formats import FORMATS, Exchange, Format, RowProblem, de
 from rlhf_pipeline.data.opening import RawRow
 from rlhf_pipeline.data.sources import SourceConfig
 from rlhf_pipeline.errors import DataError
-from rlhf_pipeline.records import Demonstration, Message, Messages, Preference, Prompt
+from rlhf_pipeline.records import Candidates, Demonstration, Message, Messages, Preference, Prompt
 
 POCKET = "pocket"
 _POCKET_DEMONSTRATIONS = 1500
 _POCKET_PROMPTS = 1000
 _NAMED_ROWS = 20
 
-T = TypeVar("T", Prompt, Demonstration, Preference)
+T = TypeVar("T", Prompt, Demonstration, Preference, Candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Loaded(Generic[T]):
 
     records: list[T]
     what: str
-    """prompts, demonstrations or preferences."""
+    """prompts, demonstrations, preferences or responses."""
     source: str
     format: str
     """The format's name, detected or configured."""
@@ -38,7 +38,7 @@ class Loaded(Generic[T]):
     dropped: dict[str, int]
     """Rows without a record, by reason."""
     duplicates: int
-    """Records equal to an earlier one: kept for demonstrations and preferences, merged for prompts."""
+    """Records equal to an earlier one: merged for prompts, kept for everything else."""
     report: Path | None = None
     """The file that names every unusable row; null when there is none, or no file was wanted."""
 
@@ -133,6 +133,23 @@ def read_preferences(
     return _read("preferences", source, convert, system, report)
 
 
+def read_candidates(
+    source: SourceConfig, *, system: str | None = None, report: Path | None = None
+) -> Loaded[Candidates]:
+    """Everything of a source that can be scored: single responses, pairs, several responses to a prompt; ties and
+    bad responses too. Arguments and errors as :func:`read_prompts`; a conversation's last assistant turn is scored."""
+    if source.path == POCKET:
+        raise DataError("pocket has no responses to score", where=source.path, advice="give a file")
+
+    def convert(exchange: Exchange) -> list[Candidates]:
+        if not exchange.responses:
+            raise RowProblem("no response", "there is nothing to score")
+        _check_responses(exchange.responses)
+        return [Candidates(Prompt(exchange.messages), exchange.responses, exchange.is_pair, exchange.cut)]
+
+    return _read("responses", source, convert, system, report)
+
+
 def _check_responses(responses: Sequence[str]) -> None:
     if any(not response.strip() for response in responses):
         names = ("chosen", "rejected") if len(responses) == 2 else ("response",)
@@ -172,7 +189,7 @@ def _read(
         row = rows.popleft()
         try:
             exchange = _exchange_of(row, known)
-            if exchange.left_out and what != "prompts":
+            if exchange.left_out and what not in ("prompts", "responses"):
                 left_out[exchange.left_out] += 1
                 continue
             records += convert(replace(exchange, messages=_with_system(exchange.messages, system)))
@@ -210,7 +227,7 @@ def _loaded(
     return Loaded(records, what, source.path, format, rows, dict(dropped.most_common()), duplicates, report)
 
 
-def _key(record: Prompt | Demonstration | Preference) -> Hashable:
+def _key(record: Prompt | Demonstration | Preference | Candidates) -> Hashable:
     """What makes two records the same; how sure the judges were does not."""
     return (record.prompt, record.chosen, record.rejected) if isinstance(record, Preference) else record
 
@@ -230,6 +247,8 @@ def _choose_format(rows: Iterable[RawRow], source: SourceConfig, what: str) -> F
     if not readable:
         return None
     known = _format_of(readable, source)
+    if what == "responses":
+        return known  # each row says whether it has one
     if known.holds != what and (what == "preferences" or known.holds == "prompts"):
         kinds = {what, "preferences"}
         raise DataError(

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from rlhf_pipeline import model_source, models
 from rlhf_pipeline.config import LoraSection, ModelConfig
 from rlhf_pipeline.errors import ArtifactError, ModelError
+from rlhf_pipeline.reward_models import RewardModel, load_reward_model
 from tests import tiny_models
 
 SEQUENCES = [[3, 4, 5, 6], [7, 8], [9] * 30, [10, 11, 12], [13]]
@@ -45,10 +46,10 @@ def test_reward_model_reads_the_same_scores_after_saving_in_any_batch(tmp_path, 
     classifier = models.load_classifier(model, device="cpu")
     trained = models.add_adapter(classifier, LoraSection(rank=4), task="SEQ_CLS")
     randomise(trained)
-    before = models.RewardModel(trained).score(SEQUENCES, batch_size=2)
+    before = RewardModel(trained).score(SEQUENCES, batch_size=2)
     models.save_adapter(trained, tmp_path / "rm" / "adapter", base_name=model.name)
 
-    loaded = models.load_reward_model(model, tmp_path / "rm", device="cpu")
+    loaded = load_reward_model(model, tmp_path / "rm", device="cpu")
     assert loaded.score(SEQUENCES, batch_size=2) == before
     assert len(set(before)) == len(SEQUENCES)
     alone = [loaded.score([ids])[0] for ids in SEQUENCES]
@@ -68,7 +69,7 @@ def test_score_is_that_of_transformers_at_the_last_token(llama, tmp_path):
         padded[row, : len(ids)] = torch.tensor([i if i != 5 else 6 for i in ids])
     with torch.no_grad():
         expected = reference(padded, attention_mask=(padded != 5).long()).logits[:, 0].tolist()
-    scores = models.load_reward_model(llama, tmp_path / "rm", device="cpu").score(
+    scores = load_reward_model(llama, tmp_path / "rm", device="cpu").score(
         [[i if i != 5 else 6 for i in ids] for ids in SEQUENCES]
     )
     assert scores == pytest.approx(expected, abs=1e-6)
@@ -78,7 +79,7 @@ def test_end_token_counts_even_where_it_is_the_pad_token(llama):
     classifier = models.load_classifier(llama, device="cpu")
     torch.nn.init.normal_(classifier.score.weight)
     classifier.config.pad_token_id = 2
-    reward_model = models.RewardModel(classifier)
+    reward_model = RewardModel(classifier)
     with_end, without = reward_model.score([[0, 9, 10, 2], [0, 9, 10]])
     assert abs(with_end - without) > 1e-3
 
@@ -88,7 +89,7 @@ def test_head_stays_float32_over_a_bfloat16_backbone(llama):
     assert classifier.model.embed_tokens.weight.dtype == torch.bfloat16
     assert classifier.score.weight.dtype == torch.float32
     assert not classifier.score.weight.any(), "a new head starts at zero, not at random"
-    assert models.RewardModel(classifier).score([[1, 2]]) == [0.0]
+    assert RewardModel(classifier).score([[1, 2]]) == [0.0]
 
 
 def test_classifier_takes_over_the_policys_adapter(llama, tmp_path):
@@ -141,7 +142,7 @@ def test_saved_adapter_names_the_base_as_the_user_does(llama, tmp_path):
 
 def test_policy_adapter_is_no_reward_model(llama, tmp_path):
     with pytest.raises(ArtifactError, match="no score head"):
-        models.load_reward_model(llama, make_policy(llama, tmp_path / "sft"), device="cpu")
+        load_reward_model(llama, make_policy(llama, tmp_path / "sft"), device="cpu")
     with pytest.raises(ArtifactError, match="neither adapter/ nor model/"):
         models.load_policy(llama, tmp_path, device="cpu")
 

@@ -20,6 +20,7 @@ from rlhf_pipeline.errors import ConfigError
 from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
 from rlhf_pipeline.model_source import load_config
 from rlhf_pipeline.preference_losses import bradley_terry_loss, centering_penalty, dpo_loss
+from rlhf_pipeline.reward_models import RewardModel
 from rlhf_pipeline.tokenization import load_tokenizer
 from rlhf_pipeline.trainer_checkpoints import newest_checkpoint, read_complete, seal
 from tests import tiny_models
@@ -212,7 +213,7 @@ def test_the_trainer_of_reward_models_minimises_bradley_terry(tmp_path, centerin
             processing_class=training.processing_class(load_tokenizer(model)),
         )
         theirs = training.evaluation_loss(trainer, columns)
-    chosen, rejected = (torch.tensor(models.RewardModel(classifier).score(rows)) for rows in sides)
+    chosen, rejected = (torch.tensor(RewardModel(classifier).score(rows)) for rows in sides)
     assert (chosen - rejected).abs().min() > 1e-2
     ours = bradley_terry_loss(chosen, rejected, margin=torch.tensor(margins or 0.0))
     ours = ours + centering * centering_penalty(chosen, rejected)

@@ -85,7 +85,10 @@ def write_stage(name: str, folder: Path) -> dict[str, Any]:
             "agreement_pairs": 768, "annotators": 5, "left_share": 0.508, "longer_share": 0.617,
         }  # fmt: skip
     if name == "reward":
+        (folder / "evaluation.json").write_text(json.dumps(reward_evaluation()))
         return {
+            "warnings": ["the reward model is badly calibrated: <b>too</b> sure"], "ceiling": 0.9, "ceiling_low": 0.87,
+            "ceiling_high": 0.93,
             "accuracy": 0.812, "accuracy_low": 0.735, "accuracy_high": 0.871, "pairs": 128,
             "length_baseline": 0.586, "length_baseline_low": 0.499, "length_baseline_high": 0.668,
         }  # fmt: skip
@@ -95,6 +98,35 @@ def write_stage(name: str, folder: Path) -> dict[str, Any]:
         (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in responses()))
         return metrics
     return {"loss": 0.93} if name != "sample" else {"prompts": 384, "responses": 1536, "distinct": 0.98}
+
+
+def reward_evaluation() -> dict[str, Any]:
+    """What ``reward`` measures, of made-up scores."""
+    from rlhf_pipeline import reward_evaluation as evaluation
+    from rlhf_pipeline.calibration import calibrate
+
+    lots = random.Random(5)
+    pairs = [
+        evaluation.ScoredPair(
+            lots.gauss(1.2, 1.1), lots.gauss(-0.4, 1.1), lots.randint(8, 40), lots.randint(8, 40),
+            judgements=lots.choice([1, 2, 3]), source=lots.choice(["people", "imported"]),
+            group=lots.choice(["gardening", "cooking", "bicycles"]),
+        )
+        for _ in range(300)
+    ]  # fmt: skip
+    differences = [pair.difference for pair in pairs]
+    moved = [d + lots.gauss(0, 0.1) for d in differences]
+    return {
+        "calibration": calibrate([2 * d for d in differences], [1.0] * 300).to_json(),
+        "slices": evaluation.slices(pairs),
+        "scores": evaluation.distribution(pairs),
+        "length_correlation": evaluation.length_correlation(pairs),
+        "sensitivity": [evaluation.sensitivity("two spaces", differences, moved)],
+        "test_sets": [
+            {"name": "bench.jsonl", **evaluation.accuracy(pairs).to_json(), "sections": {"Safety": 0.71},
+             "subsets": {"donotanswer": evaluation.accuracy(pairs[:80]).to_json()}}
+        ],
+    }  # fmt: skip
 
 
 def training_rows(name: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data import SourceConfig
 from rlhf_pipeline.errors import ConfigError
 from rlhf_pipeline.records import messages_from_json, read_jsonl
+from rlhf_pipeline.reward_models import load_reward_model
 from rlhf_pipeline.tokenization import load_tokenizer
 from stages import evaluate
 from stages.job import Job
@@ -120,7 +121,7 @@ def test_a_score_does_not_depend_on_which_stop_token_was_sampled(
     model = ModelConfig(name=str(run_folder / "tiny"))
     chat = load_tokenizer(model)
     (other,) = chat.stop_ids - {chat.end_id}
-    reward = models.load_reward_model(model, run_folder / "reward", device="cpu")
+    reward = load_reward_model(model, run_folder / "reward", device="cpu")
     expected: list[float] = []
 
     def sample(job: Job, policies: Any, name: str, chat: Any, encoded: Any, advance: Any) -> Any:

@@ -24,6 +24,7 @@ from rlhf_pipeline.config import LoraSection, ModelConfig
 from rlhf_pipeline.data import DataConfig
 from rlhf_pipeline.errors import ConfigError, DataError, TrainingError
 from rlhf_pipeline.metrics import COSTS, read_metrics
+from rlhf_pipeline.reward_models import load_reward_model
 from rlhf_pipeline.rewards import Scoring
 from rlhf_pipeline.roles import Roles
 from stages import ppo, ppo_start
@@ -350,7 +351,7 @@ def test_a_full_reward_model_scores_as_it_was_trained(
     assert "it is held in memory beside the base" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "reward" / "model").iterdir()} == before
 
-    judge = models.load_reward_model(model, tmp_path / "reward", device="cpu")
+    judge = load_reward_model(model, tmp_path / "reward", device="cpu")
     rows = read_metrics(tmp_path / "ppo" / "metrics.jsonl")
     for rollout, row in zip(sampled[1:], rows, strict=True):  # the first one settles the scale
         scores = judge.score([[*p, *r] for p, r in zip(rollout.prompts, rollout.responses, strict=True)])

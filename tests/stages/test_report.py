@@ -78,6 +78,11 @@ def test_everything_is_there(whole: tuple[Page, Path]) -> None:
     assert "reward: complete, digest" in text  # the description of the chain
     assert "Reward model: 81.2 %, 95 % interval 73.5 % to 87.1 %." in text
     assert "Length only: 58.6 %" in text
+    assert "Judges allow: 90.0 %" in text
+    assert "The reward model is badly calibrated: <b>too</b> sure." in text, "escaped, as every text"
+    for word in ("calibration error", "temperature", "score and length", "Is it as right as it is sure?", "gardening",
+                 "two spaces", "bench.jsonl", "— donotanswer", "— section Safety"):  # fmt: skip
+        assert word in text, word
     assert text.count("How do I get a wine stain") == 3  # 7 questions over the first 20 rows
     assert "Water the roots early" in text
     assert "… cut off" in text

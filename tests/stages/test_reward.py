@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from rlhf_pipeline import models, training
 from rlhf_pipeline.data import DataConfig
-from rlhf_pipeline.encoding import EncodedPair
 from rlhf_pipeline.errors import DataError, TrainingError
+from rlhf_pipeline.logprobs import last_hidden, pad_sequences
+from rlhf_pipeline.records import write_jsonl
+from rlhf_pipeline.reward_models import RewardModel, Scorer, load_reward_model, load_text
+from rlhf_pipeline.roles import Roles
 from rlhf_pipeline.tokenization import load_tokenizer
 from stages import reward
 from tests import stage_jobs, tiny_models
@@ -51,7 +57,7 @@ def test_every_family_learns_and_loads(tmp_path, family):
         chat.encode_prompt(pair.prompt.messages) + chat.encode_response(pair.prompt.messages, text)
         for text in (pair.chosen, pair.rejected)
     ]
-    chosen, rejected = models.load_reward_model(model, made.folder, device="cpu").score(rows)
+    chosen, rejected = load_reward_model(model, made.folder, device="cpu").score(rows)
     assert chosen != rejected
 
 
@@ -146,25 +152,89 @@ def test_scores_that_change_on_the_way_to_the_disk_are_noticed(tmp_path, monkeyp
         reward.run(job(reward.Config(**FAST), model, tmp_path / "b", inputs=given))
 
 
-def test_accuracy_by_hand():
-    pairs = [
-        EncodedPair([1], [2] * 5, [3] * 4),  # longer wins
-        EncodedPair([1], [2] * 2, [3] * 4),  # shorter wins
-        EncodedPair([1], [2] * 3, [3] * 7),  # shorter wins
-        EncodedPair([1], [2] * 3, [3] * 3),  # of equal length
-    ]
+def test_what_is_measured_and_said(tmp_path):
+    model = tiny_models.make("llama", tmp_path / "base")
+    given = inputs(model, tmp_path)
+    given["collect"] = stage_jobs.write_preferences(
+        tmp_path / "judged", stage_jobs.preferences(32), agreement=0.82, agreement_pairs=100
+    )
+    rewardbench = tmp_path / "bench.jsonl"
+    write_jsonl(
+        rewardbench,
+        [
+            {
+                "prompt": f"Question {i}?",
+                "chosen": "You are welcome.",
+                "rejected": "Go away.",
+                "subset": f"part-{i % 2}",
+            }
+            for i in range(6)
+        ],
+    )
+    evaluation = {"test_sets": [str(rewardbench)]}
+    made = job(reward.Config(**FAST, evaluation=evaluation), model, tmp_path / "reward", inputs=given)
+    metrics = reward.run(made)
+    found = json.loads((made.folder / "evaluation.json").read_text())
+    assert metrics["ceiling"] == found["ceiling"]["value"] == pytest.approx(0.9, abs=1e-6), "(1 + √(2 · 0.82 - 1)) / 2"
+    assert metrics["accuracy"] == found["accuracy"]["value"]
+    variants = {row["variant"]: row for row in found["sensitivity"]}
+    assert len(variants) == 4
+    assert variants["a newline at the end"]["shift"] == 0, "the tokenizer's seam takes it away"
+    assert variants["a plain transcript for a template"]["shift"] > 0
+    [bench] = found["test_sets"]
+    assert (bench["pairs"], set(bench["subsets"]), bench["sections"]) == (6, {"part-0", "part-1"}, {})
+    assert any("the judges' agreement allows 90.0%" in line for line in made.said)
+    assert sum(one["pairs"] for one in found["slices"] if one["by"] == "group") == metrics["pairs"]
+    assert metrics["warnings"] == [one["sentence"] for one in found["warnings"]]
 
-    class Judge:
-        def score(self, sequences: list[list[int]], batch_size: int) -> list[float]:
-            assert sequences[0] == [1] + [2] * 5
-            assert sequences[4] == [1] + [3] * 4
-            return [2.0, 1.0, 0.0, 0.5, 1.0, 0.0, 3.0, 0.5]  # right, right, wrong, tied
 
-    measured = reward.accuracy(Judge(), pairs, batch_size=2)
-    assert measured["accuracy"] == 2.5 / 4
-    assert measured["longer_wins"] == 1.5 / 4
-    assert measured["length_baseline"] == 2.5 / 4
-    assert measured["margin"] == (1 + 1 - 3 + 0) / 4
-    assert measured["accuracy_low"] < 2.5 / 4 < measured["accuracy_high"]
-    assert "shorter wins) 62.5%; not shown to be better than length" in reward._sentence(measured)
-    assert reward.accuracy(Judge(), [], batch_size=2) == {"accuracy": None, "pairs": 0}
+def test_a_gate_that_is_named_ends_the_stage(tmp_path):
+    model = tiny_models.make("llama", tmp_path / "base")
+    rows = stage_jobs.preferences(32)
+    turned = [replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p for i, p in enumerate(rows)]
+    given = inputs(model, tmp_path, turned)
+    config = {**FAST, "learning_rate": 1e-9, "max_steps": 1}
+    made = job(reward.Config(**config), model, tmp_path / "a", inputs=given)
+    [warning] = [one for one in reward.run(made)["warnings"] if "guessing" in one]
+    assert f"warning: {warning}" in made.said
+    stopped = reward.Config(**config, evaluation={"stop_on": ["chance"]})
+    with pytest.raises(TrainingError, match=r"cannot be told from guessing[^→]*→.*stop_on"):
+        reward.run(job(stopped, model, tmp_path / "b", inputs=given))
+
+
+def test_the_same_scores_by_every_way_in(tmp_path):
+    """Trained, loaded, merged, as PPO's role, as a plain classifier of transformers, as text: one score to 1e-6."""
+    model = tiny_models.make("llama", tmp_path / "base")
+    made = job(reward.Config(**FAST), model, tmp_path / "reward", inputs=inputs(model, tmp_path))
+    reward.run(made)
+    chat = load_tokenizer(model)
+    records = stage_jobs.preferences(6)
+    rows = [chat.encode(one.prompt.messages, text) for one in records for text in (one.chosen, one.rejected)]
+    loaded = load_reward_model(model, made.folder, device="cpu")
+    expected = loaded.score(rows)
+
+    roles = Roles(models.load_causal_lm(model, device="cpu"))
+    roles.add("reward", folder=made.folder / "adapter")
+    roles.set_head("reward", models.read_score_head(made.folder / "adapter"))
+    prompts = [chat.encode_prompt(one.prompt.messages) for one in records for _ in "ab"]
+    responses = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+    packed = pad_sequences(prompts, responses, pad_id=chat.pad_id)
+    with roles.use("reward") as base, torch.no_grad():
+        as_role = roles.head("reward", last_hidden(base, packed)).tolist()
+
+    merged = load_reward_model(model, made.folder, device="cpu").classifier.merge_and_unload()
+    merged.config.pad_token_id = chat.pad_id
+    merged.save_pretrained(tmp_path / "merged")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    mask = (torch.arange(packed.ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]).long()
+    with torch.no_grad():
+        as_plain = plain(packed.ids, attention_mask=mask).logits[:, 0].tolist()
+
+    scorer = Scorer(load_text(model), loaded)
+    text = scorer.score(
+        [one.prompt.messages for one in records for _ in "ab"],
+        [t for one in records for t in (one.chosen, one.rejected)],
+    )
+    for scores in (as_role, as_plain, RewardModel(merged).score(rows), text):
+        assert scores == pytest.approx(expected, abs=1e-6)
+    assert max(expected) - min(expected) > 1e-3

@@ -195,11 +195,12 @@ def test_a_gold_question_that_leaves_the_file_is_given_no_more(tmp_path: Path) -
 # Order
 
 
-class _Scores:
-    """A reward model that scores by the number of tokens."""
+class _Scorer:
+    """A reward model that scores by length."""
 
-    def score(self, sequences: list[list[int]]) -> list[float]:
-        return [float(len(ids)) for ids in sequences]
+    def score(self, prompts: Any, responses: list[str], *, ended: list[bool]) -> list[float]:
+        assert len(prompts) == len(responses) == len(ended)
+        return [float(len(text)) for text in responses]
 
 
 def test_by_uncertainty_pairs_of_like_scores_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,11 +209,11 @@ def test_by_uncertainty_pairs_of_like_scores_come_first(tmp_path: Path, monkeypa
     folder = run_folder(tmp_path, sets)
     named: list[Path] = []
 
-    def load_reward_model(model: Any, folder: Path, **_: Any) -> _Scores:
+    def open_scorer(folder: Path) -> _Scorer:
         named.append(folder)
-        return _Scores()
+        return _Scorer()
 
-    monkeypatch.setattr("rlhf_pipeline.models.load_reward_model", load_reward_model)
+    monkeypatch.setattr("rlhf_pipeline.reward_models.Scorer.open", open_scorer)
     config = Config(order="uncertainty", uncertainty_from=str(folder / "sample"))
     settings: Any = job(folder, config).settings
     path = tmp_path / "c.yaml"

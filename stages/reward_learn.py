@@ -1,0 +1,215 @@
+"""How one reward model is trained: on which base, from what, its head first if wished, and the rest by TRL."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import reward_check
+from stages.job import Job
+
+if TYPE_CHECKING:
+    from rlhf_pipeline.config import ModelConfig
+    from rlhf_pipeline.encoding import EncodedPair, Text
+    from stages.reward import Config
+
+
+@dataclass(frozen=True)
+class Base:
+    """On what the reward model works: the run's base, or a model of its own, which reads text by itself."""
+
+    model: ModelConfig
+    text: Text
+    limit: int
+    own: bool
+
+
+def base_of(job: Job) -> Base:
+    """The base with its tokenizer and the longest row that it takes, in tokens."""
+    from rlhf_pipeline import training
+    from rlhf_pipeline.encoder_text import EncoderText
+    from rlhf_pipeline.model_source import load_config
+    from rlhf_pipeline.reward_models import load_text
+
+    config: Config = job.config
+    model, own = config.model or job.settings.model, config.model is not None
+    limit = training.context_limit(config, load_config(model, encoders=own), job.say)
+    text = load_text(model, limit)
+    return Base(model, text, text.limit if isinstance(text, EncoderText) else limit, own)
+
+
+def learn(job: Job, base: Base, pairs: Sequence[EncodedPair], folder: Path, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Train one reward model, or go on with it from its last checkpoint.
+
+    Args:
+        folder: gets ``metrics.jsonl`` and ``checkpoints/``.
+        seed: of its head, the order of the pairs, and everything else.
+    """
+    import torch
+    from trl.trainer.reward_config import RewardConfig
+
+    from rlhf_pipeline import training
+    from rlhf_pipeline.linear_probe import fit_head
+
+    config: Config = job.config
+    steps = training.plan(config, [len(pair) for pair in pairs], seed=seed)
+    torch.manual_seed(seed)
+    classifier = _start(job, base)
+    if config.ensemble.members > 1:
+        _draw_head(classifier)
+    if config.head_first and not (folder / "checkpoints").is_dir():
+        sides = reward_check.columns(pairs).values()
+        loss = fit_head(
+            classifier, *sides, steps=config.head_first, batch_size=2 * steps.micro_batch, centering=config.centering
+        )
+        job.say(f"the head first, on frozen features: loss {loss:.4f} (0.6931 is guessing)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with training.quiet():
+        trainer = training.RewardModelTrainer(
+            model=classifier,
+            args=training.arguments(
+                RewardConfig,
+                config,
+                steps,
+                model=base.model,
+                folder=folder / "checkpoints",
+                seed=seed,
+                device=job.device,
+                tracking=job.settings.run.tracking,
+                max_length=None,
+                center_rewards_coefficient=config.centering or None,
+            ),
+            train_dataset=training.dataset(reward_check.columns(pairs), steps.order),
+            processing_class=training.processing_class(base.text),
+        )
+    job.say(training.describe(classifier, steps))
+    with job.track("reward model", steps.steps) as advance:
+        trained = training.train(trainer, folder=folder, say=job.say, advance=advance)
+    training.finish(classifier, base.model, job.device)
+    return classifier, trained
+
+
+def _start(job: Job, base: Base) -> Any:
+    """The classifier to train: on the SFT policy's weights, on the base's, or on those of a model of its own."""
+    from rlhf_pipeline import models, training
+
+    config: Config = job.config
+    dtype = training.weight_dtype(base.model, job.device, full=config.lora is None)
+    if base.own:
+        job.say(f"starts from {base.model.name}, with a new head")
+        own = models.load_classifier(base.model, device=job.device, dtype=dtype)
+        return own if config.lora is None else models.add_adapter(own, config.lora, task="SEQ_CLS")
+    sft = job.inputs["sft"].folder
+    full = models.full_model(sft)
+    classifier = models.load_classifier(base.model, device=job.device, folder=full, dtype=dtype)
+    if full is None and config.init == "sft":
+        adapted = models.classifier_from_policy(classifier, sft / "adapter")
+        if config.lora is None:
+            job.say("starts from the SFT adapter, merged; all weights are trained")
+            return adapted.merge_and_unload().requires_grad_(True)
+        job.say(f"starts from a copy of the SFT adapter (rank {models.adapter_rank(adapted)}, as there)")
+        return adapted
+    job.say("starts from the fully fine-tuned SFT model" if full else "starts from the base, without what SFT learnt")
+    return classifier if config.lora is None else models.add_adapter(classifier, config.lora, task="SEQ_CLS")
+
+
+def _draw_head(classifier: Any) -> None:
+    """An ensemble's members start from different heads: N(0, 1/(d + 1)) (Stiennon et al. 2020, arXiv:2009.01325)."""
+    import torch
+
+    from rlhf_pipeline.models import score_layer
+
+    layer = score_layer(classifier)
+    torch.nn.init.normal_(layer.weight, std=(layer.in_features + 1) ** -0.5)
+
+
+def learn_members(job: Job, base: Base, pairs: Sequence[EncodedPair], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Train the members of an ensemble one after the other, each into a folder of its own.
+
+    A member that is finished is kept when the stage was interrupted.
+
+    Args:
+        keys: the prompt of each pair: a bootstrap draws prompts, so that the pairs of one stay together.
+    """
+    from rlhf_pipeline import processes, training
+
+    config: Config = job.config
+    results = []
+    for number in range(config.ensemble.members):
+        folder = member_folder(job, number)
+        done = folder / "trained.json"
+        if not done.is_file():
+            job.say(f"member {number + 1} of {config.ensemble.members}")
+            seed = random.Random(f"{job.seed}:member:{number}").getrandbits(31)
+            drawn = _bootstrap(pairs, keys, seed) if config.ensemble.bootstrap else pairs
+            classifier, trained = learn(job, base, drawn, folder, seed)
+            training.save(classifier, folder, base.model)
+            with processes.first_alone():
+                if job.first:
+                    done.write_text(json.dumps(trained) + "\n", encoding="utf-8")
+                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        results.append(json.loads(done.read_text(encoding="utf-8")))
+    if job.first:
+        shutil.copyfile(member_folder(job, 0) / "metrics.jsonl", job.folder / "metrics.jsonl")
+    return results
+
+
+def member_folder(job: Job, number: int) -> Path:
+    """Where a member's adapter lies."""
+    return job.folder / "members" / str(number)
+
+
+def _bootstrap(pairs: Sequence[EncodedPair], keys: Sequence[str], seed: int) -> list[EncodedPair]:
+    """As many prompts as there are, drawn with replacement, each with all of its pairs."""
+    of_prompt: dict[str, list[EncodedPair]] = {}
+    for key, pair in zip(keys, pairs, strict=True):
+        of_prompt.setdefault(key, []).append(pair)
+    drawn = random.Random(seed).choices(list(of_prompt), k=len(of_prompt))
+    return [pair for key in drawn for pair in of_prompt[key]]
+
+
+def learning_curve(
+    job: Job, base: Base, pairs: Sequence[EncodedPair], keys: Sequence[str], held_out: reward_check.Judged, final: float
+) -> dict[str, Any]:
+    """Models that learn from parts of the training prompts, and what more judgements would buy.
+
+    Args:
+        keys: the prompt of each pair; a part has all pairs of its prompts, and a larger part contains the smaller.
+        final: accuracy of the model that learnt from all.
+    """
+    from rlhf_pipeline import processes
+    from rlhf_pipeline.learning_curves import Point, fit
+    from rlhf_pipeline.reward_evaluation import accuracy
+    from rlhf_pipeline.reward_models import RewardModel
+
+    prompts = random.Random(job.seed).sample(list(dict.fromkeys(keys)), len(set(keys)))
+    points = []
+    for share in sorted(share for share in set(job.config.evaluation.learning_curve) if share < 1):
+        kept = set(prompts[: max(1, round(share * len(prompts)))])
+        part = [pair for pair, key in zip(pairs, keys, strict=True) if key in kept]
+        folder = job.folder / "checkpoints" / f"part-{share:g}"
+        done = folder / "accuracy.json"
+        if not done.is_file():
+            job.say(f"a model of {len(part):,} pairs, for the learning curve")
+            classifier, _ = learn(job, base, part, folder, job.seed)
+            model = RewardModel(classifier)
+            scored = reward_check.score_pairs(model, base.text, held_out, batch_size=job.config.batch_size)
+            with processes.first_alone():
+                if job.first:
+                    done.write_text(json.dumps(accuracy(scored).value), encoding="utf-8")
+        points.append(Point(len(part), json.loads(done.read_text(encoding="utf-8")), len(held_out.pairs)))
+    points.append(Point(len(pairs), final, len(held_out.pairs)))
+    curve = fit(points, seed=job.seed)
+    rows = [{"pairs": point.pairs, "accuracy": point.accuracy} for point in points]
+    if curve is not None:
+        ahead = curve.forecasts[1]
+        job.say(
+            f"twice as many judgements are forecast to give {ahead.accuracy:.1%} "
+            f"(95 %: {ahead.low:.1%} to {ahead.high:.1%}) instead of {final:.1%}"
+        )
+    return {"points": rows, **(curve.to_json() if curve else {"forecast": []})}

@@ -1,0 +1,104 @@
+"""Score a file of responses with a run's reward model: single responses, pairs, or several to a prompt.
+
+rlhf score RUN FILE > scores.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rlhf_pipeline.errors import UsageError
+from stages.settings import Settings
+
+if TYPE_CHECKING:
+    from rlhf_pipeline.records import Candidates
+
+_BATCH = 32
+
+
+def score(settings: Settings, run_folder: Path, file: Path, *, out: Path | None = None, format: str = "auto") -> None:
+    """Write a JSON line for each row of a file, with the score of each of its responses; say how pairs came out.
+
+    Args:
+        file: any format that holds responses.
+        out: the file to write; None is the terminal (or a pipe), and what is said goes to the error stream.
+
+    Raises:
+        UsageError: the run has no reward model yet.
+        DataError: rows that cannot be used.
+    """
+    from rlhf_pipeline.data import SourceConfig, read_candidates
+    from rlhf_pipeline.reward_models import Scorer
+
+    folder = run_folder / "reward"
+    if not folder.is_dir():
+        raise UsageError(
+            "there is no reward model yet", where=str(folder), advice=f"rlhf run {run_folder} reward, and then score"
+        )
+    loaded = read_candidates(SourceConfig(path=str(file), format=format), system=settings.data.system)
+    _note(loaded.summary())
+    scorer = Scorer.open(folder, device=_device(settings))
+    rows = loaded.records
+    flat = [(row, place) for row in rows for place in range(len(row.responses))]
+    scores = scorer.score(
+        [row.prompt.messages for row, _ in flat],
+        [row.responses[place] for row, place in flat],
+        ended=[place not in row.cut for row, place in flat],
+        batch_size=_BATCH,
+    )
+    given = iter(scores)
+    of_row = [[next(given) for _ in row.responses] for row in rows]
+    if out is None:
+        _write(sys.stdout, rows, of_row)
+    else:
+        with out.open("w", encoding="utf-8") as file_out:
+            _write(file_out, rows, of_row)
+    for line in _summary(rows, of_row):
+        _note(line)
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    return "cuda" if settings.run.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _write(stream: TextIO, rows: Sequence[Candidates], scores: Sequence[Sequence[float]]) -> None:
+    for row, of_row in zip(rows, scores, strict=True):
+        stream.write(json.dumps(_scored(row, of_row), ensure_ascii=False) + "\n")
+    stream.flush()
+
+
+def _scored(row: Candidates, scores: Sequence[float]) -> dict[str, Any]:
+    """One line: the prompt as messages, the responses as they were, and a number for each."""
+    line: dict[str, Any] = {"prompt": [message.to_json() for message in row.prompt.messages]}
+    if row.is_pair:
+        line |= dict(zip(("chosen", "rejected"), row.responses, strict=True))
+        line |= dict(zip(("chosen_score", "rejected_score"), scores, strict=True))
+        return line | {"margin": scores[0] - scores[1]}
+    if len(row.responses) == 1:
+        return line | {"response": row.responses[0], "score": scores[0]}
+    return line | {"responses": list(row.responses), "scores": list(scores)}
+
+
+def _summary(rows: Sequence[Candidates], scores: Sequence[Sequence[float]]) -> Iterator[str]:
+    from rlhf_pipeline.reward_evaluation import Share
+
+    flat = [score for of_row in scores for score in of_row]
+    yield f"{len(flat):,} responses scored: mean {sum(flat) / len(flat):.3f}, {min(flat):.3f} to {max(flat):.3f}"
+    margins = [of_row[0] - of_row[1] for row, of_row in zip(rows, scores, strict=True) if row.is_pair]
+    if margins:
+        share = Share.of(margins)
+        yield (
+            f"the chosen response scores higher in {share.value:.1%} of {share.pairs:,} pairs "
+            f"(95 %: {share.low:.1%} to {share.high:.1%})"
+        )
+
+
+def _note(text: str) -> None:
+    """For the person, beside the scores, which may go into a file."""
+    print(text, file=sys.stderr)
