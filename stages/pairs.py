@@ -25,8 +25,10 @@ class Pairs:
     held_out_records: list[Preference]
 
 
-def load_pairs(job: Job, chat: Text, *, limit: int, min_probability: float) -> Pairs:
+def load_pairs(job: Job, chat: Text, *, limit: int, min_probability: float, learn_undecided: bool = False) -> Pairs:
     """Read what ``collect`` exported, leave out undecided and overlong pairs, split by prompt, and say so.
+
+    ``learn_undecided``: ties and pairs below ``min_probability`` are among those to train on; none of them is held out.
 
     Raises:
         DataError: nothing to train on.
@@ -36,7 +38,13 @@ def load_pairs(job: Job, chat: Text, *, limit: int, min_probability: float) -> P
 
     path = job.inputs["collect"].folder / "preferences.jsonl"
     read = [Preference.from_json(row) for row in read_jsonl(path)]
-    decided = [p for p in read if p.probability >= min_probability and p.chosen != p.rejected]
+    split = split_rule(job)
+    decided = [
+        p
+        for p in read
+        if p.chosen != p.rejected
+        and (p.probability >= min_probability or (learn_undecided and not split.is_held_out(p.prompt)))
+    ]
     if not decided:
         raise DataError(
             f"none of the {len(read):,} preferences is decided (probability at least {min_probability})",
@@ -44,7 +52,6 @@ def load_pairs(job: Job, chat: Text, *, limit: int, min_probability: float) -> P
             advice="collect more judgements, or lower min_probability",
         )
     encoded = encode_pairs(chat, decided, limit=limit)
-    split = split_rule(job)
     sides: dict[bool, list[tuple[EncodedPair, Preference]]] = {True: [], False: []}
     for place, row in zip(encoded.kept, encoded.rows, strict=True):
         sides[split.is_held_out(decided[place].prompt)].append((row, decided[place]))

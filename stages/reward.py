@@ -33,6 +33,26 @@ if TYPE_CHECKING:
 _OFFSET_PAIRS = 256
 
 
+class Loss(Section):
+    """What is learnt from the judgements of a pair."""
+
+    kind: Literal["bradley_terry", "rao_kupper", "davidson", "plackett_luce"] = "bradley_terry"
+    """How people are taken to compare: with a winner only, with ties (Rao–Kupper: differences below a threshold are not
+    seen; Davidson: ties are likeliest between equals), or whole rankings at once (Plackett–Luce)."""
+    labels: Literal["hard", "soft"] = "hard"
+    """``hard``: who won, of pairs decided by ``min_probability``; ``soft``: the share of the judges, of all pairs."""
+    margins: bool = False
+    """The chosen response shall lead by the judges' margin, where they gave one."""
+    tie: float | None = Field(None, gt=0)
+    """Threshold η or prevalence ν of ties; raising it expects more of them. null: that at which responses of equal
+    scores tie as often as the training pairs do."""
+
+    @property
+    def learns_undecided(self) -> bool:
+        """Whether ties and divided pairs say something."""
+        return self.kind != "bradley_terry" or self.labels == "soft"
+
+
 class Ensemble(Section):
     """Several adapters on one base, which differ by their seed: head, order of the pairs, and which pairs they see."""
 
@@ -83,6 +103,8 @@ class Config(TrainingSection):
     """Weight of the squared sum of both scores in the loss, which keeps scores around zero; 0 leaves them free."""
     min_probability: float = Field(0.6, gt=0.5, le=1)
     """Learn only from pairs whose chosen side is the better one with at least this probability."""
+    loss: Loss = Field(default_factory=Loss)
+    """What is learnt from the judgements of a pair; pairs weigh what their records say."""
     ensemble: Ensemble = Field(default_factory=Ensemble)
     """Several models that score together."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
@@ -98,18 +120,19 @@ class Config(TrainingSection):
 def run(job: Job) -> dict[str, Any]:
     """Encode, train, save, prove that what was saved gives the same scores, measure on held-out pairs."""
     from rlhf_pipeline import training
-    from rlhf_pipeline.data import dialogue_key
     from rlhf_pipeline.reward_models import RewardModel, load_reward_model
 
     config: Config = job.config
     base = reward_learn.base_of(job)
-    pairs = load_pairs(job, base.text, limit=base.limit, min_probability=config.min_probability)
-    keys = [dialogue_key(record.prompt) for record in pairs.train_records]
+    undecided = config.loss.learns_undecided
+    least = config.min_probability
+    pairs = load_pairs(job, base.text, limit=base.limit, min_probability=least, learn_undecided=undecided)
+    judged = reward_check.Judged(pairs.train, pairs.train_records)
     if config.ensemble.members > 1:
-        trained = reward_learn.learn_members(job, base, pairs.train, keys)[0]
+        trained = reward_learn.learn_members(job, base, judged)[0]
         reward_model: Scores = _combine(job, base, pairs.train)
     else:
-        classifier, trained = reward_learn.learn(job, base, pairs.train, job.folder, job.seed)
+        classifier, trained = reward_learn.learn(job, base, judged, job.folder, job.seed)
         reward_model = RewardModel(classifier)
         training.save(classifier, job.folder, base.model)
         _write(job, _spec(job, base))
@@ -119,7 +142,7 @@ def run(job: Job) -> dict[str, Any]:
     found = reward_check.measure(job, reward_model, base.text, held_out, batch_size=2 * config.batch_size)
     if config.evaluation.learning_curve and pairs.held_out:
         final = found["accuracy"]["value"]
-        found["learning_curve"] = reward_learn.learning_curve(job, base, pairs.train, keys, held_out, final)
+        found["learning_curve"] = reward_learn.learning_curve(job, base, judged, held_out, final)
     measured = reward_check.report(job, found)
     return {**trained, "rows": pairs.account, **measured, "score_drift_after_loading": drift}
 

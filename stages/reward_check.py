@@ -29,6 +29,10 @@ class Judged:
     pairs: Sequence[EncodedPair]
     records: Sequence[Preference]
 
+    def part(self, places: Sequence[int]) -> Judged:
+        """Those at these places, as often as they are named."""
+        return Judged([self.pairs[i] for i in places], [self.records[i] for i in places])
+
 
 def measure(job: Job, model: Scores, text: Text, held_out: Judged, *, batch_size: int) -> dict[str, Any]:
     """Everything that scores of held-out pairs say, as ``evaluation.json`` holds it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from stages.job import Job
 
 if TYPE_CHECKING:
     from rlhf_pipeline.config import ModelConfig
-    from rlhf_pipeline.encoding import EncodedPair, Text
+    from rlhf_pipeline.encoding import Text
     from stages.reward import Config
 
 
@@ -43,55 +42,102 @@ def base_of(job: Job) -> Base:
     return Base(model, text, text.limit if isinstance(text, EncoderText) else limit, own)
 
 
-def learn(job: Job, base: Base, pairs: Sequence[EncodedPair], folder: Path, seed: int) -> tuple[Any, dict[str, Any]]:
+def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed: int) -> tuple[Any, dict[str, Any]]:
     """Train one reward model, or go on with it from its last checkpoint.
 
     Args:
+        judged: what it learns from.
         folder: gets ``metrics.jsonl`` and ``checkpoints/``.
         seed: of its head, the order of the pairs, and everything else.
     """
     import torch
-    from trl.trainer.reward_config import RewardConfig
 
     from rlhf_pipeline import training
     from rlhf_pipeline.linear_probe import fit_head
 
     config: Config = job.config
-    steps = training.plan(config, [len(pair) for pair in pairs], seed=seed)
+    rows = _comparisons(config, judged)
+    lengths = [len(pair) for pair in judged.pairs]
+    if rows is not None:
+        lengths = [max(map(len, row["responses"])) for row in rows]
+    steps = training.plan(config, lengths, seed=seed)
     torch.manual_seed(seed)
     classifier = _start(job, base)
     if config.ensemble.members > 1:
         _draw_head(classifier)
     if config.head_first and not (folder / "checkpoints").is_dir():
-        sides = reward_check.columns(pairs).values()
+        sides = reward_check.columns(judged.pairs).values()
         loss = fit_head(
             classifier, *sides, steps=config.head_first, batch_size=2 * steps.micro_batch, centering=config.centering
         )
         job.say(f"the head first, on frozen features: loss {loss:.4f} (0.6931 is guessing)")
     folder.mkdir(parents=True, exist_ok=True)
-    with training.quiet():
-        trainer = training.RewardModelTrainer(
-            model=classifier,
-            args=training.arguments(
-                RewardConfig,
-                config,
-                steps,
-                model=base.model,
-                folder=folder / "checkpoints",
-                seed=seed,
-                device=job.device,
-                tracking=job.settings.run.tracking,
-                max_length=None,
-                center_rewards_coefficient=config.centering or None,
-            ),
-            train_dataset=training.dataset(reward_check.columns(pairs), steps.order),
-            processing_class=training.processing_class(base.text),
-        )
+    trainer = _trainer(job, base, classifier, steps, judged, rows, folder, seed)
     job.say(training.describe(classifier, steps))
     with job.track("reward model", steps.steps) as advance:
         trained = training.train(trainer, folder=folder, say=job.say, advance=advance)
     training.finish(classifier, base.model, job.device)
     return classifier, trained
+
+
+def _comparisons(config: Config, judged: reward_check.Judged) -> list[dict[str, Any]] | None:
+    """Rows with everything that people said; None where every pair only has a winner, and counts as much as the next:
+    TRL has that loss itself."""
+    wanted = config.loss
+    plain = wanted.kind == "bradley_terry" and wanted.labels == "hard" and not wanted.margins
+    if plain and all(record.weight == 1 for record in judged.records):
+        return None
+    from rlhf_pipeline.comparison_trainer import comparison_rows
+
+    return comparison_rows(judged.pairs, judged.records, soft=wanted.labels == "soft", margins=wanted.margins)
+
+
+def _trainer(
+    job: Job,
+    base: Base,
+    classifier: Any,
+    steps: Any,
+    judged: reward_check.Judged,
+    rows: list[dict[str, Any]] | None,
+    folder: Path,
+    seed: int,
+) -> Any:
+    """TRL's trainer, with its own loss or with one of ours."""
+    from trl.trainer.reward_config import RewardConfig
+
+    from rlhf_pipeline import training
+
+    config: Config = job.config
+    arguments = training.arguments(
+        RewardConfig,
+        config,
+        steps,
+        model=base.model,
+        folder=folder / "checkpoints",
+        seed=seed,
+        device=job.device,
+        tracking=job.settings.run.tracking,
+        max_length=None,
+        center_rewards_coefficient=config.centering or None,
+    )
+    given: dict[str, Any] = {"processing_class": training.processing_class(base.text)}
+    with training.quiet():
+        if rows is None:
+            given["train_dataset"] = training.dataset(reward_check.columns(judged.pairs), steps.order)
+            return training.RewardModelTrainer(model=classifier, args=arguments, **given)
+        from rlhf_pipeline.comparison_trainer import ComparisonLoss, ComparisonTrainer, tie_parameter
+
+        count = sum(len(row["tie"]) for row in rows)
+        share = sum(sum(row["tie"]) for row in rows) / count
+        tie = tie_parameter(config.loss.kind, share) if config.loss.tie is None else config.loss.tie
+        mean_weight = sum(sum(row["weight"]) for row in rows) / len(rows)
+        job.say(
+            f"{count:,} comparisons in {len(rows):,} rows, {share:.1%} ties; loss {config.loss.kind}"
+            + (f", tie parameter {tie:.3g}" if tie and config.loss.kind != "bradley_terry" else "")
+        )
+        given["comparison_loss"] = ComparisonLoss(config.loss.kind, tie, config.centering, mean_weight)
+        given["train_dataset"] = training.dataset({name: [row[name] for row in rows] for name in rows[0]}, steps.order)
+        return ComparisonTrainer(model=classifier, args=arguments, **given)
 
 
 def _start(job: Job, base: Base) -> Any:
@@ -128,13 +174,10 @@ def _draw_head(classifier: Any) -> None:
     torch.nn.init.normal_(layer.weight, std=(layer.in_features + 1) ** -0.5)
 
 
-def learn_members(job: Job, base: Base, pairs: Sequence[EncodedPair], keys: Sequence[str]) -> list[dict[str, Any]]:
+def learn_members(job: Job, base: Base, judged: reward_check.Judged) -> list[dict[str, Any]]:
     """Train the members of an ensemble one after the other, each into a folder of its own.
 
     A member that is finished is kept when the stage was interrupted.
-
-    Args:
-        keys: the prompt of each pair: a bootstrap draws prompts, so that the pairs of one stay together.
     """
     from rlhf_pipeline import processes, training
 
@@ -146,7 +189,7 @@ def learn_members(job: Job, base: Base, pairs: Sequence[EncodedPair], keys: Sequ
         if not done.is_file():
             job.say(f"member {number + 1} of {config.ensemble.members}")
             seed = random.Random(f"{job.seed}:member:{number}").getrandbits(31)
-            drawn = _bootstrap(pairs, keys, seed) if config.ensemble.bootstrap else pairs
+            drawn = _bootstrap(judged, seed) if config.ensemble.bootstrap else judged
             classifier, trained = learn(job, base, drawn, folder, seed)
             training.save(classifier, folder, base.model)
             with processes.first_alone():
@@ -164,46 +207,50 @@ def member_folder(job: Job, number: int) -> Path:
     return job.folder / "members" / str(number)
 
 
-def _bootstrap(pairs: Sequence[EncodedPair], keys: Sequence[str], seed: int) -> list[EncodedPair]:
-    """As many prompts as there are, drawn with replacement, each with all of its pairs."""
-    of_prompt: dict[str, list[EncodedPair]] = {}
-    for key, pair in zip(keys, pairs, strict=True):
-        of_prompt.setdefault(key, []).append(pair)
-    drawn = random.Random(seed).choices(list(of_prompt), k=len(of_prompt))
-    return [pair for key in drawn for pair in of_prompt[key]]
+def _bootstrap(judged: reward_check.Judged, seed: int) -> reward_check.Judged:
+    """As many dialogues as there are, drawn with replacement, each with all of its pairs."""
+    from rlhf_pipeline.data import dialogue_key
+
+    places: dict[str, list[int]] = {}
+    for place, record in enumerate(judged.records):
+        places.setdefault(dialogue_key(record.prompt), []).append(place)
+    drawn = random.Random(seed).choices(list(places), k=len(places))
+    return judged.part([place for key in drawn for place in places[key]])
 
 
 def learning_curve(
-    job: Job, base: Base, pairs: Sequence[EncodedPair], keys: Sequence[str], held_out: reward_check.Judged, final: float
+    job: Job, base: Base, judged: reward_check.Judged, held_out: reward_check.Judged, final: float
 ) -> dict[str, Any]:
-    """Models that learn from parts of the training prompts, and what more judgements would buy.
+    """Models that learn from parts of the training dialogues, and what more judgements would buy.
 
     Args:
-        keys: the prompt of each pair; a part has all pairs of its prompts, and a larger part contains the smaller.
+        judged: of which a part has all pairs of its dialogues, and a larger part contains the smaller.
         final: accuracy of the model that learnt from all.
     """
     from rlhf_pipeline import processes
+    from rlhf_pipeline.data import dialogue_key
     from rlhf_pipeline.learning_curves import Point, fit
     from rlhf_pipeline.reward_evaluation import accuracy
     from rlhf_pipeline.reward_models import RewardModel
 
+    keys = [dialogue_key(record.prompt) for record in judged.records]
     prompts = random.Random(job.seed).sample(list(dict.fromkeys(keys)), len(set(keys)))
     points = []
     for share in sorted(share for share in set(job.config.evaluation.learning_curve) if share < 1):
         kept = set(prompts[: max(1, round(share * len(prompts)))])
-        part = [pair for pair, key in zip(pairs, keys, strict=True) if key in kept]
+        part = judged.part([place for place, key in enumerate(keys) if key in kept])
         folder = job.folder / "checkpoints" / f"part-{share:g}"
         done = folder / "accuracy.json"
         if not done.is_file():
-            job.say(f"a model of {len(part):,} pairs, for the learning curve")
+            job.say(f"a model of {len(part.pairs):,} pairs, for the learning curve")
             classifier, _ = learn(job, base, part, folder, job.seed)
             model = RewardModel(classifier)
             scored = reward_check.score_pairs(model, base.text, held_out, batch_size=job.config.batch_size)
             with processes.first_alone():
                 if job.first:
                     done.write_text(json.dumps(accuracy(scored).value), encoding="utf-8")
-        points.append(Point(len(part), json.loads(done.read_text(encoding="utf-8")), len(held_out.pairs)))
-    points.append(Point(len(pairs), final, len(held_out.pairs)))
+        points.append(Point(len(part.pairs), json.loads(done.read_text(encoding="utf-8")), len(held_out.pairs)))
+    points.append(Point(len(judged.pairs), final, len(held_out.pairs)))
     curve = fit(points, seed=job.seed)
     rows = [{"pairs": point.pairs, "accuracy": point.accuracy} for point in points]
     if curve is not None:
