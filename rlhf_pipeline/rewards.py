@@ -22,13 +22,12 @@ Function = Callable[[list[list[dict[str, str]]], list[str]], Sequence[float]]
 """``(prompts, responses) -> scores``: conversations as ``[{"role", "content"}, …]``, texts; higher is better."""
 
 
-def load_function(path: Path, name: str) -> Function:
-    """A function of a Python file, which runs as part of this program.
+def load_function(path: Path, name: str, *, where: str = "ppo.rewards") -> Function:
+    """A function of a Python file, which runs as part of this program; ``where`` is the setting that names it.
 
     Raises:
         ConfigError: there is no such file or function, or the file cannot be run.
     """
-    where = "ppo.rewards"
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", where=where, advice="give the path of a Python file")
     spec = importlib.util.spec_from_file_location(f"rlhf_reward_{path.stem}", path)
@@ -38,7 +37,7 @@ def load_function(path: Path, name: str) -> Function:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ConfigError(f"{path} cannot be run: {_told(error, path)}", where=where, advice="mend the file") from None
+        raise ConfigError(f"{path} cannot be run: {told(error, path)}", where=where, advice="mend the file") from None
     function = getattr(module, name, None)
     if not callable(function):
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -74,7 +73,7 @@ def function_scorer(
             scores = [float(one) for one in function(prompts, responses)]
         except Exception as error:
             raise TrainingError(
-                f"the reward function failed: {_told(error, path)}",
+                f"the reward function failed: {told(error, path)}",
                 where=str(path),
                 advice="mend it and run again: it goes on from the last checkpoint",
             ) from error
@@ -170,7 +169,7 @@ class Probe:
         return Probe(rollout, state["scores"].to(device))
 
 
-def _told(error: Exception, path: Path) -> str:
+def told(error: Exception, path: Path) -> str:
     """What was raised, with the line of the user's file."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"

@@ -42,7 +42,6 @@ from rlhf_pipeline.metrics import MetricsWriter, read_metrics
 from rlhf_pipeline.model_source import is_encoder
 from rlhf_pipeline.models import dtype_of, save_adapter, save_full
 from rlhf_pipeline.models import quiet as models_quiet
-from rlhf_pipeline.tokenization import ChatTokenizer
 from rlhf_pipeline.tracking import require_tracker
 from rlhf_pipeline.trainer_checkpoints import newest_checkpoint, read_complete, seal
 from rlhf_pipeline.trainer_processes import Together

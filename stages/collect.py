@@ -27,7 +27,7 @@ from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForP
 from rlhf_pipeline.pocket.annotators import PANEL, SimulatedAnnotator
 from stages import labels
 from stages.job import Job
-from stages.labels import VotesSection
+from stages.labels import VotesSection, WeakSection
 from stages.rounds import FormSection, digest, open_round
 
 if TYPE_CHECKING:
@@ -86,6 +86,9 @@ class Config(Section):
     """Markdown file with what the annotators are told; null is a general text on preferring the better response."""
     votes: VotesSection = VotesSection()
     """How the votes on a pair become one preference, and which of them count."""
+    weak: WeakSection = WeakSection()
+    """Labels for pairs that nobody judges, by functions or a reward model; the reward stage learns from them where
+    ``reward.weak`` says so, and no other stage does."""
     store: str | None = None
     """Where judgements are kept: a file or ``postgresql+psycopg://USER@HOST/DATABASE`` (the password in PGPASSWORD);
     null is ``judgements.db`` in the run folder."""
@@ -144,6 +147,7 @@ def run(job: Job) -> dict[str, Any]:
             where=url,
             advice="judge more pairs: raise collect.pairs_per_prompt or sample.prompts",
         )
+    preferences += labels.weak(job, tasks, preferences)
     write_jsonl(job.folder / "preferences.jsonl", (p.to_json() for p in preferences))
     corrected = demonstrations(tasks, judgements)
     (job.folder / "demonstrations.jsonl").unlink(missing_ok=True)  # of a try that was interrupted

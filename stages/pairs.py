@@ -25,10 +25,14 @@ class Pairs:
     held_out_records: list[Preference]
 
 
-def load_pairs(job: Job, chat: Text, *, limit: int, min_probability: float, learn_undecided: bool = False) -> Pairs:
+def load_pairs(
+    job: Job, chat: Text, *, limit: int, min_probability: float, learn_undecided: bool = False, weak: bool = False
+) -> Pairs:
     """Read what ``collect`` exported, leave out undecided and overlong pairs, split by prompt, and say so.
 
-    ``learn_undecided``: ties and pairs below ``min_probability`` are among those to train on; none of them is held out.
+    Args:
+        learn_undecided: ties and pairs below ``min_probability`` are among those to train on; none of them is held out.
+        weak: whether pairs that no judge labelled count too.
 
     Raises:
         DataError: nothing to train on.
@@ -37,7 +41,10 @@ def load_pairs(job: Job, chat: Text, *, limit: int, min_probability: float, lear
     from rlhf_pipeline.records import Preference, read_jsonl
 
     path = job.inputs["collect"].folder / "preferences.jsonl"
-    read = [Preference.from_json(row) for row in read_jsonl(path)]
+    everything = [Preference.from_json(row) for row in read_jsonl(path)]
+    read = [p for p in everything if weak or not p.weak]
+    if by_none := sum(p.weak for p in everything):
+        job.say(f"{by_none:,} pairs that no judge labelled are {'learnt from too' if weak else 'left out'}")
     split = split_rule(job)
     decided = [
         p

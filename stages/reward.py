@@ -103,6 +103,8 @@ class Config(TrainingSection):
     """Weight of the squared sum of both scores in the loss, which keeps scores around zero; 0 leaves them free."""
     min_probability: float = Field(0.6, gt=0.5, le=1)
     """Learn only from pairs whose chosen side is the better one with at least this probability."""
+    weak: bool = False
+    """Whether to learn also from pairs that no judge labelled (``collect.weak``); none of them is held out."""
     loss: Loss = Field(default_factory=Loss)
     """What is learnt from the judgements of a pair; pairs weigh what their records say."""
     ensemble: Ensemble = Field(default_factory=Ensemble)
@@ -125,8 +127,14 @@ def run(job: Job) -> dict[str, Any]:
     config: Config = job.config
     base = reward_learn.base_of(job)
     undecided = config.loss.learns_undecided
-    least = config.min_probability
-    pairs = load_pairs(job, base.text, limit=base.limit, min_probability=least, learn_undecided=undecided)
+    pairs = load_pairs(
+        job,
+        base.text,
+        limit=base.limit,
+        min_probability=config.min_probability,
+        learn_undecided=undecided,
+        weak=config.weak,
+    )
     judged = reward_check.Judged(pairs.train, pairs.train_records)
     if config.ensemble.members > 1:
         trained = reward_learn.learn_members(job, base, judged)[0]

@@ -217,13 +217,13 @@ def _prioritise(store: JudgementStore, round_id: int, settings: Settings) -> Non
     """Give tasks that have no priority the more of it the closer the reward model's scores of their responses are."""
     fresh = [row for row in store.tasks(round_id) if row.priority == 0 and row.gold is None and row.state == "open"]
     if fresh:
-        scores = _scores(settings, fresh)
+        scores = scores_of(settings, fresh)
         apart = {row.id: [abs(scores[a.id] - scores[b.id]) for a, b in combinations(row.responses, 2)] for row in fresh}
         # 0 means that nothing is known, so it is none of the priorities that are given.
         store.set_priorities(round_id, {id_: -(sum(d) / len(d)) or -1e-9 for id_, d in apart.items()})
 
 
-def _scores(settings: Settings, rows: Sequence[TaskRow]) -> dict[int, float]:
+def scores_of(settings: Settings, rows: Sequence[TaskRow]) -> dict[int, float]:
     """The score of each response by its id, by the reward model that the configuration names."""
     from rlhf_pipeline.reward_models import Scorer
 

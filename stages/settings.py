@@ -134,11 +134,15 @@ class Settings(Section):
         return any(place.startswith(section) or section.startswith(place) for place in places)
 
     def data_sources(self, stage: Stage) -> list[str]:
-        """Paths and hub ids of what a stage reads: data, another run's policy (its manifest), reward functions."""
+        """Paths and hub ids of what a stage reads: data, other runs' policies and reward models, functions."""
         beside = self._values_beside(stage).values()
         sources = [source.path for source in beside if isinstance(source, SourceConfig)]
         if stage.name == "sample" and (manifest := self.sample.policy_manifest()):
             sources.append(str(manifest))
+        if stage.name == "collect":
+            sources += [one.source for one in self.collect.weak.functions]
+            if self.collect.weak.reward is not None:
+                sources.append(str(Path(self.collect.weak.reward) / "manifest.json"))
         if stage.name == "ppo":
             sources += [one.file for one in ppo_sources(self.ppo) if one.file]
             sources += [self.ppo.stop.judge_file] if self.ppo.stop.judge_file else []
