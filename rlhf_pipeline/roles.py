@@ -11,12 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -175,14 +174,13 @@ class Roles:
             )
         for layer in self._recomputed:
             layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = self._recompute  # type: ignore[assignment]
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[PreTrainedModel]:
         """The base with this role's adapter at work (None: the bare base); do not nest.
 
-        After :meth:`recompute_layers`, finish the backward pass inside: layers are computed again with what is active
-        then.
+        After :meth:`recompute_layers`, finish the backward pass inside: layers are computed again there.
         """
         if self._in_use:
             raise RuntimeError(f"role {self._active!r} is in use; switching now would mix two roles in one pass")
@@ -262,6 +260,19 @@ class Roles:
             digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def _recompute(self, layer: Callable[..., Any], *inputs: Any) -> Any:
+        """A layer that is computed again in the backward pass, with the role of the forward pass or not at all."""
+        role = self._active
+
+        def compute(*given: Any) -> Any:
+            if self._active != role:
+                raise RuntimeError(
+                    f"the backward pass of role {role!r} came after use(): its layers would be another's"
+                )
+            return layer(*given)
+
+        return checkpoint(compute, *inputs, use_reentrant=False)
 
     def _inject(self, name: str, config: LoraConfig, folder: Path | None) -> None:
         values = {"task_type": "CAUSAL_LM", "modules_to_save": None, "lora_dropout": 0.0, "inference_mode": False}

@@ -123,6 +123,13 @@ def test_micro_batches() -> None:
     assert back.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_response_may_hold_the_pad_id() -> None:
+    """Many models pad with a token that they also write: a mask by comparing ids would lose it (TRL 1.12 did)."""
+    sequences = pad_sequences([[5, 0], [8]], [[0, 3, 0], [4]], pad_id=0)
+    assert sequences.response_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert sequences.ids[sequences.places()].tolist() == [0, 3, 0, 4]
+
+
 def test_dense_and_places() -> None:
     sequences = batch()
     rows, columns = sequences.places()

@@ -251,6 +251,16 @@ def test_a_bfloat16_base_with_float32_adapters_and_heads(architecture: str) -> N
     assert torch.nn.functional.cosine_similarity(gradient, near, dim=0) > 0.99
 
 
+def test_recomputing_another_roles_layers_is_refused() -> None:
+    """PEFT would do so and say nothing: the gradient has the right shape and no relation to the right one."""
+    roles = four()
+    roles.recompute_layers()
+    with roles.use("policy") as model:
+        loss = response_logprobs(model, BATCH).sum()
+    with roles.use("value"), pytest.raises(RuntimeError, match="backward pass of role 'policy' came after use"):
+        loss.backward()
+
+
 def test_misuse_is_refused() -> None:
     roles = four()
     with roles.use("policy"), pytest.raises(RuntimeError, match="'policy' is in use"), roles.use("value"):

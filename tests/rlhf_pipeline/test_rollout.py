@@ -45,6 +45,8 @@ def roles() -> Roles:
 def test_masks_come_from_lengths() -> None:
     assert ROLLOUT.response_mask.tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]]
     assert ROLLOUT.ended.tolist() == [True, False, True, True]
+    written = Rollout.of([[1]], [Sampled([7, 0, 0], True)], pad_id=0, device=torch.device("cpu"))
+    assert written.response_mask.tolist() == [[1, 1, 1]], "the pad id is a token like others where it was sampled"
     assert ROLLOUT.ending_with(33).responses == [[3, 33], [20, 21, 22], [33], [30, 31, 33]]  # truncated ones stay
 
 

@@ -189,6 +189,7 @@ def test_two_iterations_are_those_of_a_plain_implementation(
 ) -> None:
     model, sampler = make_inputs(tmp_path), Sampler()
     monkeypatch.setattr(rollouts, "sample", sampler)
+    monkeypatch.setattr(ppo, "SCALE_RESPONSES", 8)
     job = make_job(tmp_path, model, **SETTINGS, estimator=estimator, samples_per_prompt=1 if estimator == "gae" else 4)
     ppo.run(job)
     assert [asked["role"] for asked in sampler.asked] == ["reference", "policy", "policy"]
