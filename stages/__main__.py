@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import typer
 
 from rlhf_pipeline import __version__
+from rlhf_pipeline.allocator import give_back_freed_memory
 from rlhf_pipeline.errors import PipelineError, UsageError, WaitingForPeople
 from stages import judgements, users
 
@@ -64,6 +65,7 @@ def run(
     again: Annotated[bool, typer.Option("--again", help="Make the named stages anew even where complete.")] = False,
 ) -> None:
     """Run what is missing or stale, in order; resume what was interrupted; stop where people are needed."""
+    give_back_freed_memory()
     from stages import report as reporting
     from stages import runner, settings
 

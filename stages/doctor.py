@@ -18,9 +18,17 @@ from stages.job import say
 from stages.ppo import SCALE_RESPONSES
 
 if TYPE_CHECKING:
-    from rlhf_pipeline.memory import Shape
+    from rlhf_pipeline.config import LoraSection
+    from rlhf_pipeline.memory import PpoLoad, Shape
     from stages.settings import Settings
 
+_REMARKS = {
+    "activations": "  of learning",
+    "logits": "  of learning",
+    "KV cache": "  of sampling",
+    "sampling": "  beside the cache",
+    "sum": "  with the larger of learning and sampling",
+}
 Finding = tuple[str, str]  # "ok", "note" or "fails", and the sentence
 
 
@@ -151,6 +159,8 @@ def _memory(settings: Settings) -> Iterator[Finding]:
         yield _fits(settings, name, need, available)
     for name, need in _sampling_needs(settings, shape, base, width):
         yield _fits(settings, name, need, available)
+    if "ppo" in settings.run.stages:
+        yield _ppo_finding(settings, shape, base, width, available)
 
 
 def _launch(settings: Settings) -> Iterator[Finding]:
@@ -175,26 +185,68 @@ def _launch(settings: Settings) -> Iterator[Finding]:
 
 
 def _sampling_needs(settings: Settings, shape: Shape, base: float, width: int) -> Iterator[tuple[str, float]]:
-    """Of the stages that sample, for prompts as long as PPO takes them. PPO samples and learns in turn."""
+    """Of the stages that only sample, for prompts as long as PPO takes them."""
     from rlhf_pipeline import memory
 
-    ppo, prompt = settings.ppo, settings.ppo.max_prompt_length
-    rank = settings.sft.lora.rank if settings.sft.lora else ppo.lora.rank
     for name in ("sample", "evaluate"):
+        if name not in settings.run.stages:
+            continue
         section = getattr(settings, name)
+        frozen, prompt = 1 if name == "sample" else 3, settings.ppo.max_prompt_length
         rows, new = section.batch_size, section.max_new_tokens
-        need = base + memory.adapters_bytes(shape, rank=rank, trained=0, frozen=1 if name == "sample" else 3)
-        need += memory.generation_bytes(shape, rows=rows, prompt=prompt, new=new, width=width)
-        if name in settings.run.stages:
-            yield name, need
-    if "ppo" in settings.run.stages:
-        need = base + memory.adapters_bytes(shape, rank=rank, trained=2, frozen=2)
-        need += base if settings.reward.lora is None else 0  # the reward model is a model of its own
-        rows = min(ppo.generation_batch, max(ppo.rollout_batch, SCALE_RESPONSES))
-        sampling = memory.generation_bytes(shape, rows=rows, prompt=prompt, new=ppo.max_new_tokens, width=width)
-        checkpointing, tokens = ppo.gradient_checkpointing, ppo.micro_batch_tokens
-        learning = memory.activation_bytes(shape, tokens=tokens, width=width, checkpointing=checkpointing)
-        yield "ppo", need + max(sampling, learning)
+        need = base + memory.adapters_bytes(shape, rank=_lora(settings).rank, trained=0, frozen=frozen)
+        yield name, need + memory.generation_bytes(shape, rows=rows, prompt=prompt, new=new, width=width)
+
+
+def _ppo_parts(settings: Settings, shape: Shape, base: float, width: int) -> dict[str, float]:
+    """What PPO holds, for whichever prompts need more: the longest allowed, or so short that there are many at once."""
+    from rlhf_pipeline import memory
+
+    four_bit = settings.model.quantization == "4bit"
+    loads = [_ppo_load(settings, shape, prompt) for prompt in (settings.ppo.max_prompt_length, 1)]
+    parts = max((memory.ppo_bytes(shape, one, width=width, four_bit=four_bit) for one in loads), key=lambda p: p["sum"])
+    if not _on_gpu(settings):
+        parts = {"libraries": memory.LIBRARIES, **parts, "sum": parts["sum"] + memory.LIBRARIES}
+    if settings.reward.lora is None:  # the reward model is a model of its own
+        parts = {**parts, "base": 2 * parts["base"], "sum": parts["sum"] + base}
+    return parts
+
+
+def _ppo_load(settings: Settings, shape: Shape, prompt: int) -> PpoLoad:
+    """From the settings, with prompts of so many tokens."""
+    from rlhf_pipeline.memory import PpoLoad
+
+    ppo, lora = settings.ppo, _lora(settings)
+    value_adapter = ppo.estimator == "gae" and ppo.critic.on == "adapter"
+    minibatch = -(-ppo.rollout_batch // ppo.num_minibatches)
+    return PpoLoad(
+        rank=lora.rank,
+        layers=min(lora.top_layers or shape.layers, shape.layers),
+        trained=2 if value_adapter else 1,
+        frozen=1 if settings.reward.lora is None else 2,
+        prompt=prompt,
+        new=ppo.max_new_tokens,
+        sampled_rows=min(ppo.generation_batch, max(ppo.rollout_batch, SCALE_RESPONSES)),
+        learned_rows=min(minibatch, max(1, ppo.micro_batch_tokens // (prompt + ppo.max_new_tokens))),
+        kept_rows=ppo.rollout_batch,
+        checkpointing=ppo.gradient_checkpointing,
+    )
+
+
+def _lora(settings: Settings) -> LoraSection:
+    """The shape of PPO's adapters: SFT's where it has one."""
+    return settings.sft.lora or settings.ppo.lora
+
+
+def _ppo_finding(settings: Settings, shape: Shape, base: float, width: int, available: float) -> Finding:
+    """PPO's need, with the arithmetic a line each."""
+    from rlhf_pipeline.memory import GIB
+
+    parts = _ppo_parts(settings, shape, base, width)
+    kind, sentence = _fits(settings, "ppo", parts["sum"], available)
+    for name, need in parts.items():
+        sentence += f"\n        {name:12}{need / GIB:8.2f} GiB{_REMARKS.get(name, '')}"
+    return kind, sentence
 
 
 def _fits(settings: Settings, name: str, need: float, available: float) -> Finding:
@@ -234,18 +286,23 @@ def _shape(settings: Settings) -> Shape:
     )
 
 
-def _width(settings: Settings) -> int:
+def _on_gpu(settings: Settings) -> bool:
+    """Where the run will be: the GPU that it names, even where there is none now, or that it finds."""
     import torch
 
+    return settings.run.device == "cuda" or (settings.run.device == "auto" and torch.cuda.is_available())
+
+
+def _width(settings: Settings) -> int:
     if settings.model.dtype == "auto":
-        return 2 if settings.run.device != "cpu" and torch.cuda.is_available() else 4
+        return 2 if _on_gpu(settings) else 4
     return 2 if settings.model.dtype == "bfloat16" else 4
 
 
 def _available(settings: Settings) -> float:
     import torch
 
-    if settings.run.device != "cpu" and torch.cuda.is_available():
+    if _on_gpu(settings) and torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
 
