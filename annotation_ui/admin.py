@@ -265,6 +265,7 @@ class _People:
             self.change = _choice(list(CHANGES), value=None, label="Change", elem_id="person-change", filterable=False)
             self.apply = gr.Button("Apply", elem_id="person-apply")
             self.sign_out = gr.Button("Sign out everywhere", elem_id="person-sign-out")
+            self.link_for = gr.Button("Link for a new password", elem_id="person-link")
 
     def wire(self, desk: Desk, tab: Any, said: Any) -> None:
         """What happens on which event."""
@@ -278,6 +279,10 @@ class _People:
             path = desk.invite(user_id, role, int(days or 0))
             return "", record_views.invitation(f"{site}{path}", int(days or 0)), *everybody(user_id)
 
+        def link_for(user_id: int, site: str, person_id: int | None, days: float | None) -> tuple[Any, ...]:
+            path = desk.invite_known(user_id, _chosen(person_id), int(days or 0))
+            return "", record_views.invitation(f"{site}{path}", int(days or 0)), *everybody(user_id)
+
         def act(user_id: int, person_id: int | None, change: str | None) -> tuple[Any, ...]:
             if person_id is None or not change:
                 return "Choose a person and what is to change.", *everybody(user_id)
@@ -286,6 +291,7 @@ class _People:
         shown_ = [self.sheet, self.pick]
         _on(tab.select, lambda user_id: ("", "", *everybody(user_id)), [], said, [self.link, *shown_])
         _on(self.invite.click, invite, [self.role, self.days], said, [self.link, *shown_], with_site=True)
+        _on(self.link_for.click, link_for, [self.pick, self.days], said, [self.link, *shown_], with_site=True)
         _on(self.apply.click, act, [self.pick, self.change], said, shown_)
         _on(self.sign_out.click, lambda user_id, who: act(user_id, who, "sign out"), [self.pick], said, shown_)
 

@@ -26,6 +26,8 @@ _HEADERS = {
 }
 _META = re.compile(rb'<meta\s+(?:property="og:|name="twitter:)[^>]*>\s*')  # Gradio's link previews name other hosts
 _HTML = re.compile(rb'<html\s+lang="[^"]*"')
+_BODY = re.compile(rb"<body[^>]*>")
+_NEEDS_SCRIPT = '<noscript><p style="max-width: 36em; margin: 20vh auto; padding: 0 24px">{}</p></noscript>'
 
 
 class Answer:
@@ -59,10 +61,12 @@ class Answer:
         body = self._body.replace(b"<script", b'<script nonce="' + self._nonce.encode() + b'"')
         body = _META.sub(b"", body)
         if self.language:
-            direction = languages.words(self.language)["direction"]
+            words = languages.words(self.language)
             # Gradio changes lang by itself: our scripts read data-language.
-            html = f'<html lang="{self.language}" dir="{direction}" data-language="{self.language}"'
+            html = f'<html lang="{self.language}" dir="{words["direction"]}" data-language="{self.language}"'
             body = _HTML.sub(html.encode(), body, count=1)
+            needs = _NEEDS_SCRIPT.format(words["page.needs_script"]).encode()
+            body = _BODY.sub(lambda found: found.group() + needs, body, count=1)
         headers = [(k, v) for k, v in start["headers"] if k.lower() != b"content-length"]
         start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
         await self._send(start)

@@ -27,7 +27,7 @@ from fastapi.responses import FileResponse
 
 from annotation_ui import admin, api, plain, results
 from annotation_ui.doorway import Doorway, has_accounts
-from annotation_ui.guard import Door, Guard
+from annotation_ui.guard import Door, Guard, site_origin
 from annotation_ui.languages import FOLDER
 from annotation_ui.session import Judging
 from rlhf_pipeline import __version__
@@ -74,7 +74,7 @@ def serve(
         UsageError: other computers could come in and nobody has an account, or the port is taken.
         StoreError: the store cannot be used.
     """
-    origin = _origin(public_url)
+    origin = None if public_url is None else site_origin(public_url, where="--public-url")
     listening = _listen(host, port)
     try:
         port = listening.getsockname()[1]
@@ -118,24 +118,6 @@ def _door(store: JudgementStore, host: str, port: int, origin: str | None) -> Do
     if host not in EVERYWHERE:
         hosts |= {f"{name}:{port}" for name in (host, f"[{host}]")}
     return Door(frozenset(hosts) if hosts else None, origin=origin, accounts=True)
-
-
-def _origin(public_url: str | None) -> str | None:
-    """``https://host[:port]`` of an address.
-
-    Raises:
-        UsageError: it is no such address, or has a path.
-    """
-    if public_url is None:
-        return None
-    parts = urllib.parse.urlsplit(public_url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/") or parts.query:
-        raise UsageError(
-            f"{public_url!r} is not the address of a site",
-            where="--public-url",
-            advice="write it like https://judge.example.org",
-        )
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _address(host: str, port: int) -> str:

@@ -189,9 +189,18 @@ class Desk:
             StoreError: they may not, or there is no such role.
         """
         self.caller(user_id, "lead")
-        if not 1 <= days <= 90:
-            raise StoreError("an invitation is good for 1 to 90 days")
+        _check_days(days)
         return f"/invite/{self.store.people.invite(role, by=self._by(user_id), days=days)}"
+
+    def invite_known(self, user_id: int, person_id: int, days: int) -> str:
+        """The path of a page on which a person who is known already sets a password, once.
+
+        Raises:
+            StoreError: they may not, or the person is blocked or a program.
+        """
+        self.caller(user_id, "lead")
+        _check_days(days)
+        return f"/invite/{self.store.people.invite_known(person_id, by=self._by(user_id), days=days)}"
 
     def change(self, user_id: int, person_id: int, what: str) -> str:
         """Change a person: a role, or "block", "unblock", "sign out"; returns what was done, in words.
@@ -230,6 +239,11 @@ class Desk:
     def _by(self, user_id: int) -> int | None:
         """Who is asked for by the store: without accounts nobody is an admin, and this computer's owner may do all."""
         return user_id if self.accounts() else None
+
+
+def _check_days(days: int) -> None:
+    if not 1 <= days <= 90:
+        raise StoreError("an invitation is good for 1 to 90 days")
 
 
 def right_of(task: TaskRow, rows: Sequence[JudgementRow]) -> Proportion:

@@ -18,7 +18,7 @@ from annotation_ui.guard import COOKIE, Door, Guard, read_cookies
 from rlhf_pipeline.errors import LoginRefused, StoreError
 from rlhf_pipeline.store import JudgementStore
 from rlhf_pipeline.store.passwords import LONGEST, SHORTEST
-from rlhf_pipeline.store.people import ROLES, SESSION_SECONDS, User, clean_name
+from rlhf_pipeline.store.people import ROLES, SESSION_SECONDS, Invite, User, clean_name
 
 _TEMPLATE = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(
     (Path(__file__).parent / "static" / "page.html").read_text(encoding="utf-8")
@@ -126,29 +126,29 @@ class Doorway:
 
     async def show_invite(self, request: Request, token: str) -> Response:
         """The page that makes an account of a one-time link."""
-        if await run_in_threadpool(self._store.people.invited, token) is None:
-            return self._no_invite(request)
-        return self._invite_page(request, token)
+        found = await run_in_threadpool(self._store.people.invited, token)
+        return self._no_invite(request) if found is None else self._invite_page(request, token, found)
 
     def _no_invite(self, request: Request) -> Response:
         t = _words(request)
-        return _page(request, 404, title=t["invite.title"], error=t["invite.unusable"])
+        return _page(request, 404, title=t["invite.new_title"], error=t["invite.unusable"])
 
-    def _invite_page(self, request: Request, token: str, error: str = "", name: str = "") -> Response:
+    def _invite_page(self, request: Request, token: str, found: Invite, error: str = "", name: str = "") -> Response:
+        """Who is new chooses a name and a password, who is known already a password."""
         t = _words(request)
+        kind = "known" if found.name else "new"
+        who = [] if found.name else [_field("name", t["login.name"], value=name, complete="username")]
         rule = _fill(t["password.rule"])
+        password = _field("password", t["login.password"], type="password", complete="new-password", hint=rule)
         return _page(
             request,
             400 if error else 200,
-            title=t["invite.title"],
-            lead=t["invite.lead"],
-            fields=[
-                _field("name", t["login.name"], value=name, complete="username"),
-                _field("password", t["login.password"], type="password", complete="new-password", hint=rule),
-            ],
+            title=t[f"invite.{kind}_title"],
+            lead=t[f"invite.{kind}_lead"].replace("{name}", found.name or ""),
+            fields=[*who, password],
             action=f"/invite/{urllib.parse.quote(token)}",
             error=error,
-            submit=t["invite.submit"],
+            submit=t[f"invite.{kind}_submit"],
         )
 
     async def accept(self, request: Request, token: str) -> Response:
@@ -156,14 +156,18 @@ class Doorway:
         form = await _form(request)
         name, password = form.get("name", ""), form.get("password", "")
         t = _words(request)
+        found = await run_in_threadpool(self._store.people.invited, token)
+        if found is None:
+            return self._no_invite(request)
         if not SHORTEST <= len(password) <= LONGEST:
-            return self._invite_page(request, token, _fill(t["password.short"]), name[:100])
+            return self._invite_page(request, token, found, _fill(t["password.short"]), name[:100])
         try:
             user = await run_in_threadpool(self._store.people.accept_invite, token, name, password)
         except LoginRefused:
             return self._no_invite(request)
         except StoreError as error:
-            return self._invite_page(request, token, _name_refused(t, name, error), name[:100])
+            refused = error.what if found.name else _name_refused(t, name, error)
+            return self._invite_page(request, token, found, refused, name[:100])
         self._door.accounts = True
         return await self._start_session(request, user.id)
 

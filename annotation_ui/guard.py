@@ -11,6 +11,7 @@ import asyncio
 import re
 import secrets
 import time
+import urllib.parse
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -18,6 +19,7 @@ from typing import Any
 
 from annotation_ui import languages
 from annotation_ui.answer import Answer, plain
+from rlhf_pipeline.errors import UsageError
 from rlhf_pipeline.store.people import People, User
 
 Scope = MutableMapping[str, Any]
@@ -98,7 +100,7 @@ class Guard:
         state["user"] = user
         wanted = cookies.get(languages.COOKIE), user.locale if user else None
         state["language"] = languages.choose(*wanted, accept=headers.get("accept-language", ""))
-        answer.language = state["language"] if scope["path"] == "/" else None
+        answer.language = _language_of(scope["path"], state["language"])
         refusal = self._refuse_user(scope, user)
         if refusal is not None:
             await plain(send, *refusal)
@@ -198,6 +200,25 @@ class Guard:
         return user if person is not None and person.has_password else None
 
 
+def site_origin(address: str, *, where: str) -> str:
+    """``https://host[:port]`` of the address of a site, given by the option ``where``.
+
+    Raises:
+        UsageError: it is no such address, or has a path.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address.strip())
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # a port that is none, a bracket that is not closed
+        parts, host = urllib.parse.urlsplit(""), None
+    whole = parts.scheme in ("http", "https") and host and not parts.username
+    if not whole or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise UsageError(
+            f"{address!r} is not the address of a site", where=where, advice="write it like https://judge.example.org"
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def who_may(method: str, path: str) -> str | None:
     """What a person must be allowed to do to ask for this path; None where there is none such."""
     method = "GET" if method == "HEAD" else method
@@ -212,6 +233,13 @@ def read_cookies(header: str) -> dict[str, str]:
         return {name: morsel.value for name, morsel in SimpleCookie(header).items() if morsel.value}
     except CookieError:
         return {}
+
+
+def _language_of(path: str, reads: str) -> str | None:
+    """In which language a Gradio page is: that of the reader, but for the results, which are in one only."""
+    if path in ("/admin", "/admin/"):
+        return languages.DEFAULT
+    return reads if path == "/" else None
 
 
 def _bearer(path: str, headers: MutableMapping[str, str]) -> str | None:

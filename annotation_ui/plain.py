@@ -51,7 +51,8 @@ def judging_page(judging: Judging) -> gr.Blocks:
             skip = gr.Button(T("choose.skip"), elem_id="skip")
             undo = gr.Button(T("choose.undo"), elem_id="undo")
         shown = [held, status, prompt, *fields.shown]
-        private: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+        # Gradio says of an event whose progress is shown that it is "common.complete".
+        private: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         for payload, button in [*buttons, ({"choice": "skip"}, skip)]:
             button.click(_on_choice(judging, fields, payload), [held, *fields.asked], shown, **private)
         undo.click(_on_undo(judging, fields), None, shown, **private)

@@ -152,8 +152,8 @@ def people(everybody: Sequence[Person]) -> str:
 def invitation(address: str, days: int) -> str:
     """The link that is to be handed on; it is shown once."""
     html = Markup(
-        '<div class="sheet"><div class="notice good">Hand this address on. It makes one account, within {} days, '
-        'and is shown only now.<code class="link">{}</code></div></div>'
+        '<div class="sheet"><div class="notice good">Hand this address on. It is good for one person, once, '
+        'within {} days, and is shown only now.<code class="link">{}</code></div></div>'
     )
     return block(html.format(days, address))
 

@@ -2,6 +2,8 @@
 
 Model text is never trusted: raw HTML stays visible text, links and images stay as they were written (nothing is
 fetched, nothing can be clicked, no address hides behind a word), and characters that cannot be seen are shown by name.
+Stars and underscores that are no emphasis but for the letter of CommonMark (2*3*4, __init__) stay, and lists keep the
+numbers that were written.
 What Markdown makes of the rest passes through a sanitiser as a second line. The page can always show the text itself.
 """
 
@@ -15,6 +17,7 @@ from functools import lru_cache
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from annotation_ui import formulas
@@ -27,7 +30,7 @@ _TAGS = {
     *("h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"),
 }
 _WITH_DIRECTION = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "table", "th", "td"}
-_ATTRIBUTES = {"ol": {"start"}}
+_ATTRIBUTES = {"ol": {"start"}, "li": {"value"}}
 _VALUES = {"pre": {"tabindex": {"0"}}} | {tag: {"dir": {"ltr", "rtl"}} for tag in _WITH_DIRECTION}
 
 # Controls, direction marks and overrides, separators, fillers; not ZWNJ and ZWJ, which Persian and emoji need.
@@ -36,10 +39,19 @@ _UNSEEN = re.compile(
     "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 
+# A digit beside any number of stars, or Latin letters on both sides of a single one: no script that is written without
+# blanks between its words, so that 这是**重要**的 stays bold.
+_LITERAL = re.compile(
+    r"(?<=[0-9])\*+(?=[0-9A-Za-z(])|(?<=[0-9A-Za-z)])\*+(?=[0-9])|(?<=[A-Za-z])(?<!\*)\*(?=[A-Za-z])"
+    r"|(?<!\w)__[A-Za-z]\w*?__(?!\w)",
+    re.ASCII,
+)
+
 
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
     parser.disable(["image", "link", "autolink", "reference", "entity", "html_block", "html_inline"])
+    parser.inline.ruler.before("emphasis", "literal", _literal)
     parser.add_render_rule("fence", _fence)
     return formulas.install(parser)
 
@@ -52,6 +64,7 @@ def to_html(text: str) -> str:
         return f"<pre>{html.escape(shown)}</pre>"
     tokens = _PARSER.parse(shown)
     _set_directions(tokens)
+    _keep_numbers(tokens)
     return nh3.clean(
         _PARSER.renderer.render(tokens, _PARSER.options, {}),
         tags=_TAGS | formulas.TAGS,
@@ -91,6 +104,24 @@ def _set_directions(tokens: Sequence[Token]) -> None:
             for block in open_blocks if found else ():
                 if block.tag in _WITH_DIRECTION and block.attrGet("dir") is None:
                     block.attrSet("dir", str(found))
+
+
+def _keep_numbers(tokens: Sequence[Token]) -> None:
+    """Number the items of a list as they were written: Markdown would count by itself and mend 1, 2, 2."""
+    for token in tokens:
+        if token.type == "list_item_open" and token.info.isdecimal():
+            token.attrSet("value", token.info)
+
+
+def _literal(state: StateInline, silent: bool) -> bool:
+    """Stars in sums and products (2*3*4, a*b, 2**10), and underscores around a name of code (__init__), as text."""
+    found = _LITERAL.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        state.pending += found.group()
+    state.pos = found.end()
+    return True
 
 
 def _fence(_: object, tokens: Sequence[Token], at: int, __: object, ___: object) -> str:

@@ -70,16 +70,41 @@ def list_people(
 def invite(
     folder: RunFolder,
     role: Annotated[
-        str, typer.Option(help="annotator judges, reader sees results, admin does everything.")
-    ] = "annotator",
+        str | None,
+        typer.Option(help="annotator judges (also where nothing is said), reader sees results, admin does everything."),
+    ] = None,
+    known: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="NAME",
+            help="Somebody who is there already: who judged under a name alone, or has forgotten the password. They "
+            "keep their name, their role and what they judged.",
+        ),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=90, help="Days for which the link is good.")] = 7,
     url: Annotated[str, typer.Option(help="Where the app is reached.")] = _LOCAL,
 ) -> None:
     """Print a link with which one person makes an account, once."""
+    from annotation_ui.guard import site_origin
+
+    site = site_origin(url, where="--url")
     with _store(folder) as store:
-        token = store.people.invite(role, days=days)
-    print(f"{url.rstrip('/')}/invite/{token}")
-    print(f"good for one {role}, for {days} {'day' if days == 1 else 'days'}; it is shown only now", file=sys.stderr)
+        if known is None:
+            whom = f"one {role or 'annotator'}"
+            token = store.people.invite(role or "annotator", days=days)
+        elif role is not None:
+            raise UsageError(
+                f"{known} keeps their role",
+                where="--role",
+                advice=f"leave it out; rlhf users role {folder} NAME {role}    changes it",
+            )
+        else:
+            person = _person(store.people, known)
+            whom = person.name
+            token = store.people.invite_known(person.id, days=days)
+    print(f"{site}/invite/{token}")
+    print(f"good for {whom}, for {days} {'day' if days == 1 else 'days'}; it is shown only now", file=sys.stderr)
 
 
 @app.command()

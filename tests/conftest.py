@@ -1,8 +1,10 @@
-"""The order of the whole suite: files with the most slow tests first, so that none is left for the end alone."""
+"""The order of the whole suite: files with the most slow tests first, so that none is left for the end alone; and a
+judged round for whoever looks at results."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -11,3 +13,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by file; the order within a file stays (give xdist ``--no-loadscope-reorder``, or it sorts by number)."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (-slow[item.path], item.path))
+
+
+@pytest.fixture(scope="session")
+def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A folder with a store half judged by people with known habits, to be copied: seventy judgements are seventy
+    commits."""
+    from tests.annotation_ui.planted_store import plant
+
+    folder = tmp_path_factory.mktemp("planted")
+    store, round_id = plant(folder / "judgements.db", tasks=30, judgements=70)
+    store.close()
+    return folder, round_id

@@ -2,7 +2,7 @@
 // confirmed it. Without this script the page's own buttons do the same by Gradio's events.
 import { button, element, speak, speaking, t, time } from "./words.js";
 import { Outbox, post, postOnLeaving, recall, remember, token } from "./outbox.js";
-import { Sheet, choicesOf, isOneStep, savedOf, summary } from "./sheet.js";
+import { Sheet, choicesOf, isOneStep, savedOf, summary, takesMore } from "./sheet.js";
 import { View } from "./view.js";
 import { Drawer, Help, Result, colours, keepLanguage, menu } from "./panels.js";
 
@@ -117,6 +117,9 @@ function goOn() {
   else if (!first.question || !view.goToQuestion(first.question)) document.activeElement?.blur();
 }
 
+// Not where every answer is one press, and nothing can be added to it.
+const mayBeSubmitted = () => Boolean(sheet) && (!isOneStep(sheet.form) || takesMore(sheet.form));
+
 function submit(byKey) {
   const missing = sheet.missing();
   if (!missing.length) return decide(byKey);
@@ -137,7 +140,7 @@ function decide(byKey, skip = false) {
     active_ms: active, wall_ms: now - shownAt, keys_used: byKey,
   };
   if (!revising) {
-    history.push({ task, token: body.client_token, content: isOneStep(sheet.form) ? null : sheet.content() });
+    history.push({ task, token: body.client_token, content: isOneStep(sheet.form) && !takesMore(sheet.form) ? null : sheet.content() });
     if (history.length > 50) history.shift();
   }
   clearTimeout(saving);
@@ -196,7 +199,8 @@ function show() {
     view.responses.querySelectorAll("section").forEach((one) => (one.scrollTop = 0));
     if (inside && sheet) view.prompt.focus({ preventScroll: true });
   }
-  page.title.textContent = t(sheet?.form.kind === "ranking" ? "title.ranking" : "title.pair");
+  const asks = sheet?.form.kind === "ranking" ? "title.ranking" : "title.pair";
+  page.title.textContent = t(sheet ? asks : "title.page");
   view.notice.hidden = !(revising || sheet?.task.practice);
   view.notice.textContent = revising ? t("notice.revising", { time: time(revising.at) }) : t("notice.practice");
   document.body.dataset.task = task ? task.assignment : "";
@@ -322,7 +326,7 @@ function onKey(event) {
   if (event.repeat || event.isComposing || document.querySelector("dialog[open]")) return;
   const key = keyOf(event);
   const target = event.target instanceof Element ? event.target : document.body;
-  if (key === "enter" && (event.ctrlKey || event.metaKey) && sheet && !isOneStep(sheet.form)) {
+  if (key === "enter" && (event.ctrlKey || event.metaKey) && mayBeSubmitted()) {
     event.preventDefault();
     return submit(true);
   }
@@ -348,7 +352,7 @@ function pressed(key, target) {
   if (key === "backspace" && sheet?.groups.length) return sheet.unrankLast(), changed(), true;
   if (key === "u" || key === "backspace") return undo(), true;
   if (!sheet) return false;
-  if (key === "enter") return !target.closest("button, a, summary") && !isOneStep(sheet.form) && (submit(true), true);
+  if (key === "enter") return !target.closest("button, a, summary") && mayBeSubmitted() && (submit(true), true);
   if (key === "s") return decide(true, true), true;
   if (key === "c" && byId("comment")) return byId("comment").focus(), true;
   if (key === "f" && byId("flags")) return byId("flags").querySelector("input").focus(), true;

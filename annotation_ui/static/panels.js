@@ -1,8 +1,8 @@
 // What stands beside the task: guidelines and one's own past judgements in a drawer, the keys and a result in dialogs,
 // the menu with language, colours and signing out.
-import { button, element, speaking, t, time } from "./words.js";
+import { LETTERS, button, element, speaking, t, time } from "./words.js";
 import { post, recall, remember } from "./outbox.js";
-import { isOneStep, summary } from "./sheet.js";
+import { isOneStep, short, summary, takesMore } from "./sheet.js";
 
 const WITHOUT_CHOICES = ["X", "G", "H", "?", "Esc"];
 
@@ -79,14 +79,24 @@ export class Drawer {
     this.body.append(more);
   }
 
+  // A task's responses as they were ranked, or as they stood; best: preferred to others.
+  #inOrder({ task, answer }) {
+    const placed = task.responses.map((response, place) => ({ response, place, letter: LETTERS[place], best: answer.place === place }));
+    if (!answer.ranking) return placed;
+    return answer.ranking.flatMap((group, at) => group.map((place) => ({ ...placed[place], best: at === 0 })));
+  }
+
   #card(item) {
-    const asked = item.task.prompt.at(-1)?.text.trim() ?? "";
+    const begins = ({ text }, most) => short(text.trim().replace(/\s+/g, " "), most) || t("text.empty");
+    const answers = this.#inOrder(item).map(({ response, letter, best }) =>
+      element("li", { class: best ? "best" : null }, element("b", {}, letter), element("span", { dir: "auto" }, begins(response, 200))));
     const said = [summary(item.answer, item.task.form), ...item.answer.flags, item.answer.comment && `“${item.answer.comment}”`];
     const change = item.editable
       ? button(`revise-${item.task.assignment}`, t("history.change"), null, () => this.revise(item))
       : element("span", { class: "nothing" }, t("history.closed"));
     return element("article", { class: "past" },
-      element("p", { class: "asked", dir: "auto" }, asked.length > 160 ? `${asked.slice(0, 160)}…` : asked),
+      element("p", { class: "asked", dir: "auto" }, begins(item.task.prompt.at(-1), 160)),
+      element("ul", {}, ...answers),
       element("p", { class: "said" }, said.filter(Boolean).join(" · ")),
       element("footer", {}, element("time", { datetime: new Date(item.at).toISOString() }, time(item.at)), change));
   }
@@ -140,7 +150,8 @@ export class Help {
     if (form.correction) rows.push([["E"], t("help.e")]);
     if (form.comment) rows.push([["C"], t("help.c")]);
     if (form.flags.length) rows.push([["F"], t("help.f")]);
-    if (!isOneStep(form)) rows.push([["Enter"], t("help.enter")], [["Ctrl", "Enter"], t("help.ctrl_enter")]);
+    if (!isOneStep(form)) rows.push([["Enter"], t("help.enter")]);
+    if (!isOneStep(form) || takesMore(form)) rows.push([["Ctrl", "Enter"], t("help.ctrl_enter")]);
     return rows;
   }
 }

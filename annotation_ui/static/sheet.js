@@ -16,12 +16,17 @@ export function choicesOf(form) {
   return [...sides, ...bad];
 }
 
-// Whether one press is the whole answer.
+// Whether one press is the whole answer; what a person wants to add is entered before it.
 export function isOneStep(form) {
-  return form.kind === "pair" && !form.rules.length && !form.attributes.length && !form.correction && !form.comment;
+  return form.kind === "pair" && !form.rules.length && !form.attributes.length;
 }
 
-const short = (text) => (text.length > 60 ? `${text.slice(0, 60)}…` : text);
+// Whether something may be added to the choice.
+export function takesMore(form) {
+  return form.comment || form.correction || form.flags.length > 0;
+}
+
+export const short = (text, most) => (text.length > most ? `${text.slice(0, most)}…` : text);
 
 export class Sheet {
   // saved: what content() gave before, or null
@@ -122,7 +127,7 @@ export class Sheet {
       }
     } else if (!this.choice) found.push({ text: t("missing.choice"), question: null });
     for (const place of this.places) {
-      const ask = (question, id) => found.push({ text: t("missing.question", { letter: LETTERS[place], question: short(question) }), question: id });
+      const ask = (question, id) => found.push({ text: t("missing.question", { letter: LETTERS[place], question: short(question, 60) }), question: id });
       this.form.rules.forEach((rule, at) => rule in this.rules[place] || ask(rule, `rule-${place}-${at}`));
       this.form.attributes.forEach(({ name }, at) => name in this.ratings[place] || ask(name, `rating-${place}-${at}`));
     }

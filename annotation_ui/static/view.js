@@ -1,7 +1,7 @@
 // The task on the screen: the conversation, the responses, what is asked about each, and the row of choices.
 // It draws a Sheet and tells of every change; it sends nothing and knows no keys but those of its own controls.
 import { LETTERS, button, element, has, t } from "./words.js";
-import { choicesOf, isOneStep } from "./sheet.js";
+import { choicesOf, isOneStep, takesMore } from "./sheet.js";
 
 export class View {
   // actions: {changed()}: something was entered
@@ -148,7 +148,7 @@ export class View {
       this.sheet.comment = input.value;
       this.actions.changed();
     });
-    return [element("div", { class: "field" }, element("label", { for: "comment", "data-key": "C" }, t("comment.label")), input)];
+    return [element("div", { class: "field" }, element("label", { for: "comment", "data-key": "C" }, t(isOneStep(this.sheet.form) ? "comment.before" : "comment.label")), input)];
   }
 
   #correction() {
@@ -216,7 +216,7 @@ export class View {
     return made;
   }
 
-  // A response in the line: dragged by mouse, moved by the arrow keys, taken out by a click.
+  // A response in the line: dragged onto another's place, moved by the arrow keys, taken out by a click.
   #chip(place, at) {
     const move = (to) => {
       this.sheet.move(place, to);
@@ -224,20 +224,37 @@ export class View {
       document.getElementById(`chip-${place}`)?.focus();
     };
     const label = t("ranking.chip", { letter: LETTERS[place], rank: this.sheet.rankOf(place) });
-    const about = { class: "chip", draggable: "true", "aria-label": label };
-    const chip = button(`chip-${place}`, LETTERS[place], null, () => this.rank(place), about);
+    let dragged = false; // the click that ends a drag is none
+    const chip = button(`chip-${place}`, LETTERS[place], null, () => dragged || this.rank(place), { class: "chip", "aria-label": label });
     chip.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step) return;
       event.preventDefault();
       move(at + (document.documentElement.dir === "rtl" ? -step : step));
     });
-    chip.addEventListener("dragstart", (event) => event.dataTransfer.setData("text/x-place", String(place)));
-    chip.addEventListener("dragover", (event) => event.dataTransfer.types.includes("text/x-place") && event.preventDefault());
-    chip.addEventListener("drop", (event) => {
-      event.preventDefault();
-      this.sheet.move(Number(event.dataTransfer.getData("text/x-place")), at);
-      this.actions.changed();
+    // Pointer events, for mouse, pen and finger: the browser's own dragging knows no touch.
+    chip.addEventListener("pointerdown", (down) => {
+      if (down.button) return;
+      chip.setPointerCapture(down.pointerId);
+      const drag = ({ clientX, clientY }) => {
+        const [x, y] = [clientX - down.clientX, clientY - down.clientY];
+        if (!dragged && Math.hypot(x, y) < 6) return;
+        dragged = true;
+        chip.classList.add("dragged"); // what is under it can be seen by elementFromPoint()
+        chip.style.translate = `${x}px ${y}px`;
+      };
+      const drop = ({ type, clientX, clientY }) => {
+        chip.removeEventListener("pointermove", drag);
+        for (const end of ["pointerup", "pointercancel"]) chip.removeEventListener(end, drop);
+        const under = type === "pointerup" && document.elementFromPoint(clientX, clientY)?.closest("#line .chip");
+        const to = [...this.line.querySelectorAll(".chip")].indexOf(under);
+        chip.classList.remove("dragged");
+        chip.style.translate = "";
+        if (dragged && to >= 0) move(to);
+        setTimeout(() => (dragged = false));
+      };
+      chip.addEventListener("pointermove", drag);
+      for (const end of ["pointerup", "pointercancel"]) chip.addEventListener(end, drop);
     });
     return chip;
   }
@@ -262,8 +279,6 @@ export class View {
     this.#set(document.getElementById("submit"), t("choose.submit"), "Enter");
     this.#set(document.getElementById("skip"), t("choose.skip"), "S");
     this.#set(document.getElementById("undo"), t("choose.undo"), "U");
-    const oneStep = !this.sheet || isOneStep(this.sheet.form);
-    document.getElementById("submit").hidden = oneStep;
     document.getElementById("skip").hidden = !this.sheet;
     this.prompt.setAttribute("aria-label", t("conversation"));
   }
@@ -300,7 +315,9 @@ export class View {
       article.classList.toggle("ranked", rank !== null);
     });
     this.#drawLine();
-    document.getElementById("submit").classList.toggle("ready", !sheet.missing().length);
+    const submit = document.getElementById("submit");
+    submit.classList.toggle("ready", !sheet.missing().length);
+    submit.hidden = oneStep && !(sheet.choice && takesMore(sheet.form)); // chosen before: taken back, or being changed
   }
 
   exact() {

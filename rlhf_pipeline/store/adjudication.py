@@ -64,5 +64,6 @@ def adjudicate(connection: Connection, task_id: int, user_id: int, answer: Answe
     )
     held = held_assignments(connection, user_id, [assignment_id])
     stored = insert_answers(connection, user_id, [placed], held, now)[placed.client_token]
-    log_event(connection, now, user_id, "adjudicate", "task", task_id, {"judgement": int(stored.id)})
+    detail = {"judgement": int(stored.id), "choice": answer.choice, "reason": answer.comment or ""}
+    log_event(connection, now, user_id, "adjudicate", "task", task_id, detail)
     return int(stored.id)

@@ -44,11 +44,12 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Invite:
-    """An invitation that is still good."""
+    """An invitation that is still good; of a person who is known already, or (None) of somebody new."""
 
     role: str
-    round_id: int | None
     expires_at: int
+    user_id: int | None = None
+    name: str | None = None
 
 
 class People(Logins):
@@ -85,9 +86,7 @@ class People(Logins):
 
     # Invitations
 
-    def invite(
-        self, role: str, *, by: int | None = None, days: int = 7, round_id: int | None = None, now: int | None = None
-    ) -> str:
+    def invite(self, role: str, *, by: int | None = None, days: int = 7, now: int | None = None) -> str:
         """A secret token with which one person makes an account in this role, once.
 
         Raises:
@@ -95,13 +94,24 @@ class People(Logins):
         """
         _check_role(role)
         now = now_ms() if now is None else now
-        token = secrets.token_urlsafe(32)
-        values = {"token_sha256": sha256(token), "role": role, "round_id": round_id, "created_by": by}
         with self._database.write() as connection:
-            _check_admin(connection, by)
-            connection.execute(insert(invite).values(created_at=now, expires_at=now + days * 86_400_000, **values))
-            log_event(connection, now, by, "invite", "user", None, {"role": role, "days": days})
-        return token
+            return _invite(connection, role, None, by, days, now)
+
+    def invite_known(self, user_id: int, *, by: int | None = None, days: int = 7, now: int | None = None) -> str:
+        """A secret token with which a person who is known already sets a password, once.
+
+        It is for who judged under a name before there were accounts, and for who has forgotten the password: they keep
+        their name, their role and what they judged.
+
+        Raises:
+            StoreError: this is a program, the person is blocked, or ``by`` is no admin.
+        """
+        now = now_ms() if now is None else now
+        with self._database.write() as connection:
+            known = person(connection, user_id)
+            if known.role not in ROLES or known.state != "active":
+                raise StoreError(f"{known.display_name} cannot be invited: {known.state} {known.role}")
+            return _invite(connection, known.role, user_id, by, days, now)
 
     def invited(self, token: str, *, now: int | None = None) -> Invite | None:
         """What a token invites to; None where it is unknown, used or expired."""
@@ -110,7 +120,7 @@ class People(Logins):
             return _invited(connection, token, now)
 
     def accept_invite(self, token: str, name: str, password: str, *, now: int | None = None) -> User:
-        """Make the account of somebody who was invited.
+        """Make the account of somebody who was invited; who was known already keeps their name, whatever is given.
 
         Raises:
             LoginRefused: the token is unknown, used or expired.
@@ -118,16 +128,22 @@ class People(Logins):
         """
         now = now_ms() if now is None else now
         with self._database.read() as connection:
-            if _invited(connection, token, now) is None:
+            found = _invited(connection, token, now)
+            if found is None:
                 raise _no_invite()
-        shown, kept = clean_name(name), passwords.hash_password(password)
+        shown, kept = found.name or clean_name(name), passwords.hash_password(password)
         with self._database.write() as connection:
             found = _invited(connection, token, now)
             if found is None:
                 raise _no_invite()
-            if connection.execute(select(user.c.id).where(user.c.name == shown.casefold())).one_or_none():
+            if found.user_id is not None:
+                id_ = found.user_id
+                connection.execute(update(user).where(user.c.id == id_).values(password_hash=kept))
+                end_sessions(connection, id_, now)  # whoever came in under this name before
+            elif connection.execute(select(user.c.id).where(user.c.name == shown.casefold())).one_or_none():
                 raise StoreError(f"{shown} is taken", advice="Take another name.")
-            id_ = _add(connection, shown, found.role, kept, now)
+            else:
+                id_ = _add(connection, shown, found.role, kept, now)
             this = invite.c.token_sha256 == sha256(token)
             connection.execute(update(invite).where(this).values(used_by=id_, used_at=now))
             log_event(connection, now, id_, "accept invite", "user", id_, {"role": found.role})
@@ -270,10 +286,23 @@ def _add(connection: Connection, shown: str, role: str, password_hash: str | Non
     return id_
 
 
+def _invite(connection: Connection, role: str, user_id: int | None, by: int | None, days: int, now: int) -> str:
+    _check_admin(connection, by)
+    token = secrets.token_urlsafe(32)
+    values = {"token_sha256": sha256(token), "role": role, "user_id": user_id, "created_by": by}
+    connection.execute(insert(invite).values(created_at=now, expires_at=now + days * 86_400_000, **values))
+    log_event(connection, now, by, "invite", "user", user_id, {"role": role, "days": days})
+    return token
+
+
 def _invited(connection: Connection, token: str, now: int) -> Invite | None:
     good = (invite.c.token_sha256 == sha256(token)) & invite.c.used_at.is_(None) & (invite.c.expires_at >= now)
-    row = connection.execute(select(invite).where(good)).one_or_none()
-    return Invite(row.role, row.round_id, int(row.expires_at)) if row is not None else None
+    known = user.c.role.label("known_role"), user.c.display_name, user.c.state
+    query = select(invite, *known).outerjoin(user, user.c.id == invite.c.user_id).where(good)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.state not in (None, "active"):
+        return None
+    return Invite(row.known_role or row.role, int(row.expires_at), row.user_id, row.display_name)
 
 
 def _no_invite() -> LoginRefused:

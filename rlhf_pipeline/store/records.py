@@ -167,13 +167,11 @@ class Assignment:
     draft: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One person's judgement of an assignment.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What is said of a task beside the choice, in an answer as in the judgement that is kept of it.
 
     Args:
-        client_token: made once when the task is first shown; the same token is the same judgement however often sent.
-        response_id: the better response, where ``choice`` is "response".
         probability: how sure the judge is of the choice, 0.5 to 1; None where not asked.
         shown_at, decided_at: the browser's clock, UTC epoch milliseconds.
         active_ms, wall_ms: milliseconds spent, without and with the time away from the page.
@@ -186,10 +184,6 @@ class Answer:
         corrected_id, correction: a response, and how it ought to have been.
     """
 
-    client_token: str
-    assignment_id: int
-    choice: Choice
-    response_id: int | None = None
     probability: float | None = None
     margin: float | None = None
     shown_at: int | None = None
@@ -205,6 +199,21 @@ class Answer:
     comment: str | None = None
     corrected_id: int | None = None
     correction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Said):
+    """One person's judgement of an assignment.
+
+    Args:
+        client_token: made once when the task is first shown; the same token is the same judgement however often sent.
+        response_id: the better response, where ``choice`` is "response".
+    """
+
+    client_token: str
+    assignment_id: int
+    choice: Choice
+    response_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +233,8 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
-class JudgementRow:
-    """A judgement: its :class:`Answer`, who gave it and when; ``purpose`` says what it counts for.
+class JudgementRow(Said):
+    """A judgement as it is kept: what was said, by whom and when; ``purpose`` says what it counts for.
 
     It is the current one of its assignment (not revised since, not withdrawn) unless all revisions were asked for.
     """
@@ -240,32 +249,17 @@ class JudgementRow:
     response_id: int | None
     left_id: int
     """The response that was shown first."""
-    probability: float | None
-    margin: float | None
     revision: int
     late: bool
     received_at: int
-    active_ms: int | None
     purpose: Purpose = "judge"
     shown_order: tuple[int, ...] = ()
     """Response ids from left to right."""
     client_token: str = ""
-    shown_at: int | None = None
-    decided_at: int | None = None
-    wall_ms: int | None = None
-    keys_used: bool | None = None
     form_digest: str = ""
     guideline_version: int | None = None
     app_version: str = ""
     supersedes_id: int | None = None
-    strength: int | None = None
-    ranking: tuple[tuple[int, ...], ...] | None = None
-    rules: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    ratings: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-    comment: str | None = None
-    corrected_id: int | None = None
-    correction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

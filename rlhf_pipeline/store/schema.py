@@ -15,7 +15,7 @@ from sqlalchemy import Connection, insert, inspect, select, text
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store.tables import metadata, schema_version
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The version that this program needs: the number of the last step in ``migrations/versions``."""
 
 _one_at_a_time = threading.Lock()  # Alembic keeps the running step in a global

@@ -86,7 +86,7 @@ invite = Table(
     metadata,
     Column("token_sha256", String(64), primary_key=True),
     Column("role", String(20), nullable=False),
-    _reference("round_id", "round", nullable=True),
+    _reference("user_id", "user", nullable=True),  # of a person who is known already; NULL: of somebody new
     _reference("created_by", "user", nullable=True),  # NULL: the command line
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,16 @@ from rlhf_pipeline.store.records import NewResponse, NewTask
 def store(tmp_path: Path) -> Iterator[JudgementStore]:
     opened = JudgementStore.open(tmp_path / "judgements.db")
     yield opened
+    opened.close()
+
+
+@pytest.fixture
+def planted(planted_folder: tuple[Path, int], tmp_path: Path) -> Iterator[tuple[JudgementStore, int]]:
+    """A round half judged by people with known habits, and its id."""
+    folder, made = planted_folder
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    opened = JudgementStore.open(tmp_path / "judgements.db")
+    yield opened, made
     opened.close()
 
 

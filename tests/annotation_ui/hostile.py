@@ -76,4 +76,6 @@ HOSTILE = [
     "nul \x00 escape \x1b[31mred\x1b[0m bell \x07 lone \ud800 surrogate",
     "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́Ǫ̵̹̻̝̳͂̌̌͘!͖̬̰̙̗̿̋ͥͥ̂ͣ̐́́͜͞",
     "\u2028line separator\u2029paragraph separator\x85next line",
+    # huge
+    "<b>huge</b> & " * 5_000,
 ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from rlhf_pipeline.store.records import (
     StoredResponse,
     TaskRow,
 )  # fmt: skip
-from tests.annotation_ui.planted_store import PEOPLE, plant
+from tests.annotation_ui.planted_store import PEOPLE
 
 BAD = "<img src=x onerror=alert(1)></div>\n\n**bold** ${alert(1)} {{value}} $$x$$ \u202eevil <script>alert(1)</script>"
 
@@ -44,22 +42,6 @@ class Caller:
 
     username: str
     headers: dict[str, str] = field(default_factory=lambda: {"origin": "https://judge.example"})
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    folder = tmp_path_factory.mktemp("planted")
-    store, round_id = plant(folder / "judgements.db", tasks=30, judgements=70)
-    store.close()
-    return folder, round_id
-
-
-@pytest.fixture
-def planted(original: tuple[Path, int], tmp_path: Path) -> Iterator[tuple[JudgementStore, int]]:
-    shutil.copytree(original[0], tmp_path, dirs_exist_ok=True)
-    store = JudgementStore.open(tmp_path / "judgements.db")
-    yield store, original[1]
-    store.close()
 
 
 def events(page: gr.Blocks) -> dict[str, Any]:
@@ -78,8 +60,8 @@ LEADS = re.compile(r"^(decide|forget|invite|person|trail)|^(People|Audit trail)\
 
 def test_there_are_as_many_events_as_thought(planted: tuple[JudgementStore, int]) -> None:
     names = set(events(admin_page(planted[0])))
-    assert len(names) == 23
-    assert len([n for n in names if LEADS.match(n)]) == 18
+    assert len(names) == 24
+    assert len([n for n in names if LEADS.match(n)]) == 19
     assert {n for n in names if not LEADS.match(n)} == {
         "page.load", "round.input", "refresh.click", "task-kind.input", "task-pick.input",
     }  # fmt: skip
@@ -90,6 +72,7 @@ FIT: dict[str, list[Any]] = {
     "invite.click": ["admin", 7.0],
     "person-apply.click": [1, "admin"],
     "person-sign-out.click": [1],
+    "person-link.click": [1, 7.0],
 }
 """Inputs of events that do not take a round, a kind and a task."""
 
@@ -170,6 +153,16 @@ def test_an_invitation_is_shown_once(planted: tuple[JudgementStore, int]) -> Non
     token = re.search(r">https://judge\.example/invite/([\w-]+)<", shown).group(1)  # type: ignore[union-attr]
     assert store.people.invited(token).role == "reader"  # type: ignore[union-attr]
     assert token not in "".join(map(str, known["People.select"].fn(who)))
+
+
+def test_somebody_known_by_name_alone_is_sent_a_link(planted: tuple[JudgementStore, int]) -> None:
+    store, _ = planted
+    who = Caller(str(store.people.add("Ida", "admin")))
+    ann = store.user("Ann")
+    shown = events(admin_page(store))["person-link.click"].fn(who, ann, 2.0)[1]
+    token = re.search(r">https://judge\.example/invite/([\w-]+)<", shown).group(1)  # type: ignore[union-attr]
+    made = store.people.accept_invite(token, "", "a long enough password")
+    assert (made.id, made.name) == (ann, "Ann")
 
 
 def test_the_trail_goes_back_page_by_page(planted: tuple[JudgementStore, int], monkeypatch: pytest.MonkeyPatch) -> None:

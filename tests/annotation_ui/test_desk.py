@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from annotation_ui.desk import MAY, Desk, right_of
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store import JudgementStore
-from tests.annotation_ui.planted_store import PEOPLE, plant
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """Made once: seventy judgements are seventy commits."""
-    folder = tmp_path_factory.mktemp("planted")
-    store, round_id = plant(folder / "judgements.db", tasks=30, judgements=70)
-    store.close()
-    return folder, round_id
-
-
-@pytest.fixture
-def planted(original: tuple[Path, int], tmp_path: Path) -> Iterator[tuple[JudgementStore, int]]:
-    shutil.copytree(original[0], tmp_path, dirs_exist_ok=True)
-    store = JudgementStore.open(tmp_path / "judgements.db")
-    yield store, original[1]
-    store.close()
+from tests.annotation_ui.planted_store import PEOPLE
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -187,6 +188,9 @@ def test_the_page_speaks_the_readers_language(
 ) -> None:
     page = ann.get("/", headers={"accept-language": "fa-IR"}).text
     assert '<html lang="fa" dir="rtl"' in page
+    assert re.search(r"<body[^>]*><noscript><p [^>]*>[^<]*جاوااسکریپت", page), (
+        "and so does what stands without a script"
+    )
     assert ann.post("/api/v1/locale", json={"locale": "ru"}, headers=SAME).status_code == 200
     app_and_store[0]._known.clear()
     assert '<html lang="ru" dir="ltr"' in ann.get("/", headers={"accept-language": "fa"}).text

@@ -21,6 +21,7 @@ MADE = {
     *(f"help.{key}" for key in ("s", "u", "x", "g", "h", "esc", "help")),
     *(f"problem.{name}" for name in ("offline", "signed_out", "server")),
     *("drawer.guidelines", "drawer.history"),
+    *(f"invite.{kind}_{part}" for kind in ("new", "known") for part in ("title", "lead", "submit")),
 }
 
 

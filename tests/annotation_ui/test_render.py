@@ -13,6 +13,7 @@ _MATHML = "|".join(sorted(TAGS))
 _MATHML_ATTRIBUTES = "|".join(sorted({name for names in ATTRIBUTES.values() for name in names}))
 ALLOWED = re.compile(
     rf'</?(?:br|em|strong|s|code|pre|hr|thead|tbody|tr|span|ol|{_BLOCK})>|<{_BLOCK} dir="(?:ltr|rtl)">'
+    r'|<li(?: value="\d+")?(?: dir="(?:ltr|rtl)")?>'
     r'|<ol(?: dir="(?:ltr|rtl)")?(?: start="\d+")?(?: dir="(?:ltr|rtl)")?>|<pre tabindex="0">|<span class="language">'
     rf'|</?(?:{_MATHML})(?: (?:{_MATHML_ATTRIBUTES})="[\w-]+")*>'
 )
@@ -44,6 +45,36 @@ def test_markdown_is_shown_as_such() -> None:
     html = html.replace(' dir="ltr"', "")
     for tag in ("<h1>T", "<strong>b", "<em>i", "<s>s", "<code>c", '<ol start="3">', "<td>1", "<blockquote>", "<br>"):
         assert tag in html
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2*3*4", "7*7 *{7*7}", "a*b*c", "2**10 and 3**4", "f(x)*2*g(x)", "x*2 is 2*x", "5* and 4*", "3 * 4 * 5"),
+        *("__init__ and __init__.py", "snake_case_name", "2^3_4"),
+    ],
+)
+def test_signs_that_belong_to_the_text_stay(text: str) -> None:
+    assert to_html(text) == f'<p dir="{direction(text)}">{text}</p>\n'.replace(' dir="None"', "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("*one* **two** five_six_", "<em>one</em> <strong>two</strong> five_six_"),
+        ("_it_ and __both words__", "<em>it</em> and <strong>both words</strong>"),
+        ("这是**重要**的*话*。", "这是<strong>重要</strong>的<em>话</em>。"),
+        ("**H**yper**T**ext", "<strong>H</strong>yper<strong>T</strong>ext"),
+        ("*2* and **3*4**", "<em>2</em> and <strong>3*4</strong>"),
+    ],
+)
+def test_emphasis_is_shown_as_such(text: str, shown: str) -> None:
+    assert shown in to_html(text)
+
+
+def test_lists_keep_the_numbers_that_were_written() -> None:
+    assert re.findall(r'<li[^>]* value="(\d+)"', to_html("1. a\n2. b\n2. c\n7. d")) == ["1", "2", "2", "7"]
+    assert "value" not in to_html("- a\n- b")
 
 
 @pytest.mark.parametrize(

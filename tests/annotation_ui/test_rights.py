@@ -175,6 +175,14 @@ def test_the_first_account_ends_what_a_name_alone_opened(tmp_path: Path) -> None
     assert bob.post("/login", data={"name": "Bob"}, headers=SAME).status_code == 403
     assert ada.get("/api/v1/rounds").status_code == 200
     assert ada.post(f"/invite/{token}", data={"name": "Eve", "password": WORDS}, headers=SAME).status_code == 404
+    path = f"/invite/{store.people.invite_known(store.user('Bob'))}"  # Bob's name becomes an account
+    page = bob.get(path).text
+    assert "This link is for Bob." in page
+    assert 'name="name"' not in page
+    assert bob.post(path, data={"password": "short"}, headers=SAME).status_code == 400
+    assert bob.post(path, data={"password": WORDS}, headers=SAME).status_code == 303
+    assert bob.get("/api/v1/me").json()["name"] == "Bob"
+    assert bob.get(path).status_code == 404
     store.close()
 
 

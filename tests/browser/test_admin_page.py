@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rlhf_pipeline.records import Message, Prompt
 from rlhf_pipeline.store import JudgementStore, passwords
 from rlhf_pipeline.store.records import Answer, Form, Gold, NewResponse, NewTask
 from tests.annotation_ui.hostile import HOSTILE
-from tests.annotation_ui.planted_store import PEOPLE, plant
+from tests.annotation_ui.planted_store import PEOPLE
 from tests.browser.conftest import Site
 from tests.browser.test_pages import faults
 
@@ -49,9 +50,11 @@ def tab(page: Any, name: str) -> None:
 
 
 @pytest.fixture
-def site(serve: Callable[..., Site], tmp_path: Path) -> Site:
+def site(serve: Callable[..., Site], planted_folder: tuple[Path, int], tmp_path: Path) -> Site:
     """A round half judged by people with known habits, and an account of each role."""
-    store, round_id = plant(tmp_path / "judgements.db", tasks=30, judgements=70)
+    folder, round_id = planted_folder
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    store = JudgementStore.open(tmp_path / "judgements.db")
     for name, role in (("Ida", "admin"), ("Rea", "reader"), ("Ann Account", "annotator")):
         account(store, name, role)
     return serve(store, round_id, accounts=True)

@@ -95,6 +95,26 @@ def test_ranking_by_mouse(serve: Callable[..., Site], tmp_path: Path) -> None:
     assert ranking_of(site) == [[shown[3]], [shown[0]], [shown[2]], [shown[1]]]
 
 
+def test_ranking_by_finger(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, FOUR, form=Form(kind="ranking")))
+    context = site.context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = site.page("Ann", context=context)
+    page.wait_for_selector(READY)
+    for place in (0, 1, 2, 3):
+        page.tap(f"#rank-{place}")
+    finger = context.new_cdp_session(page)
+    ends = [page.locator(f"#chip-{place}").bounding_box() for place in (3, 0)]
+    (x, y), (to_x, to_y) = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in ends]
+    for step in range(6):
+        at = {"x": x + (to_x - x) * step / 5, "y": y + (to_y - y) * step / 5}
+        finger.send("Input.dispatchTouchEvent", {"type": "touchMove" if step else "touchStart", "touchPoints": [at]})
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("document.querySelector('#line .chip').textContent === 'D'")
+    assert page.locator("#line .chip").all_inner_texts() == ["D", "A", "B", "C"]
+    page.tap("#chip-0")  # a tap still takes out
+    assert page.locator("#line .chip").all_inner_texts() == ["D", "B", "C"]
+
+
 MOVES: list[tuple[Any, int, int, Any]] = [
     ([[0], [1, 2], [3]], 1, 3, [[0], [2], [3], [1]]),  # the head of a tie leaves it, and the rest joins nobody
     ([[0], [1, 2], [3]], 2, 0, [[2], [0], [1], [3]]),

@@ -119,14 +119,21 @@ def test_undo_brings_what_was_entered_back(serve: Callable[..., Site], tmp_path:
     page = site.page("Ann")
     page.wait_for_selector(READY)
     at = task_of(page)
+    page.keyboard.press("c")
+    page.keyboard.type("long")
+    page.keyboard.press("Control+Enter")  # nothing is chosen yet
+    page.wait_for_selector("text=Still missing: your choice")
     page.fill("#comment", "long and careful")
     page.keyboard.press("Escape")
-    press(page, "2", "Enter")
+    assert page.is_hidden("#submit")
+    press(page, "2")
     press(page, "u")
     assert task_of(page) == at
     assert page.input_value("#comment") == "long and careful"
     assert page.get_attribute("#pick-b", "aria-pressed") == "true"
-    press(page, "1", "Enter")
+    press(page, "Enter")  # as it was
+    press(page, "u")
+    press(page, "1")
     sent(page)
     [row] = site.store.judgements(site.round_id)
     assert (row.response_id, row.comment) == (row.left_id, "long and careful")
@@ -142,10 +149,10 @@ def test_judging_goes_on_where_the_browser_keeps_nothing(serve: Callable[..., Si
     page.click("button")
     page.wait_for_selector(READY)
     page.context.set_offline(True)
-    press(page, "1", "Enter")
+    press(page, "1")
     page.fill("#comment", "kept")
     page.keyboard.press("Escape")
-    press(page, "2", "Enter")
+    press(page, "2")
     page.wait_for_selector("text=2 waiting to be sent")
     page.context.set_offline(False)
     sent(page)
@@ -165,6 +172,9 @@ def test_looking_back_and_changing_an_answer(serve: Callable[..., Site], tmp_pat
     page.keyboard.press("h")
     page.wait_for_selector(".past >> nth=2")
     assert page.locator(".past .said").all_inner_texts() == ["Skipped", "Tie", "A is better"]
+    judged = page.locator(".past >> nth=2")
+    assert judged.locator("li").all_inner_texts() == [f"A\n{shown[0]}", f"B\n{shown[1]}"]  # recognised by its words
+    assert judged.locator("li.best").all_inner_texts() == [f"A\n{shown[0]}"]
     page.click(f"#revise-{first}")
     assert task_of(page) == first
     assert page.get_attribute("#pick-a", "aria-pressed") == "true"
@@ -217,7 +227,10 @@ def test_guidelines_beside_the_task_are_the_newest(serve: Callable[..., Site], t
     page.wait_for_selector("#drawer strong:has-text('briefly')")
     page.wait_for_selector("#open-guidelines:not(.new)")
     box = page.locator("#drawer").bounding_box()
-    assert page.locator("#responses").bounding_box()["width"] <= 1280 - box["width"]
+    for beside in ("#responses", "#choices"):
+        at = page.locator(beside).bounding_box()
+        assert at["x"] + at["width"] <= box["x"]
+    assert page.locator("#bar").bounding_box()["height"] <= 60  # and the bar is one line as before
 
 
 def test_leaving_gives_the_tasks_back_but_for_the_one_that_was_begun(

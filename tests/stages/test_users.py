@@ -56,6 +56,25 @@ def test_an_invitation_is_a_link_that_makes_an_account(run: Path) -> None:
     assert add(run, "Root", "admin").role == "admin"
 
 
+def test_a_link_is_that_of_a_site(run: Path) -> None:
+    for url in ("javascript:alert(1)", "judge.example", "https://judge.example/path", "https://a:x/"):
+        refused = users(run, "invite", "--url", url)
+        assert (refused.code, refused.out) == (2, "")
+        assert "is not the address of a site" in refused.err
+    assert not (run / "judgements.db").exists()
+
+
+def test_who_is_known_by_name_alone_is_sent_a_link(run: Path) -> None:
+    store = store_of(run)
+    bea = store.user("Bea")
+    shown = users(run, "invite", "--for", "bea")
+    assert "good for Bea, for 7 days" in shown.err
+    assert store.people.accept_invite(shown.out.strip().rsplit("/", 1)[1], "", GOOD) == User(bea, "Bea", "annotator")
+    assert "nobody called 'Eve'" in users(run, "invite", "--for", "Eve").err
+    assert "Bea keeps their role" in users(run, "invite", "--for", "Bea", "--role", "admin").err
+    store.close()
+
+
 def test_everybody_is_listed(run: Path) -> None:
     add(run, "Root", "admin")
     store = store_of(run)

@@ -181,7 +181,11 @@ def test_an_admin_decides_and_nothing_is_overwritten(store: JudgementStore) -> N
     assert (store.tasks(round_id)[0].done, store.progress(round_id).annotators) == (1, {"ann": 1})
     assert store.history(round_id, root) == []
     assert store.undo(round_id, root, "undo") is None
-    assert store.events(limit=1)[0].verb == "adjudicate"
+    event = store.events(limit=1)[0]
+    assert (event.verb, event.detail) == (
+        "adjudicate",
+        {"judgement": second, "choice": "response", "reason": "on reflection"},
+    )
     assert store.check() == []
 
 

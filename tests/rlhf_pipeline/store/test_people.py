@@ -222,6 +222,38 @@ def test_an_invitation_expires(store: JudgementStore, cheap_hashes: None) -> Non
         store.people.accept_invite("made up", "Ann", GOOD)
 
 
+def test_who_judged_by_name_alone_gets_an_account_with_what_they_judged(store: JudgementStore, admin: int) -> None:
+    people, bea = store.people, store.user("Bea")
+    by_name = people.start_session(bea)
+    token = people.invite_known(bea, by=admin, days=1)
+    found = people.invited(token)
+    assert found is not None
+    assert (found.role, found.user_id, found.name) == ("annotator", bea, "Bea")
+    with pytest.raises(StoreError, match="wanted: 10"):
+        people.accept_invite(token, "", "short")
+    assert people.accept_invite(token, "somebody else", GOOD) == User(bea, "Bea", "annotator")
+    assert people.check_password("bea", GOOD).id == bea
+    assert people.of_session(by_name) is None, "whoever came in under the name is out"
+    assert people.invited(token) is None
+    assert len(people.list()) == 2
+
+
+def test_a_forgotten_password_is_set_by_a_link_and_the_role_is_the_present_one(store: JudgementStore, ann: int) -> None:
+    token = store.people.invite_known(ann)
+    store.people.set_role(ann, "reader")
+    assert store.people.accept_invite(token, "", GOOD + "!").role == "reader"
+    assert store.people.check_password("Ann", GOOD + "!").id == ann
+
+
+def test_who_is_blocked_or_a_program_is_sent_no_link(store: JudgementStore, ann: int) -> None:
+    token = store.people.invite_known(ann)
+    store.people.block(ann)
+    assert store.people.invited(token) is None
+    for user_id in (ann, store.user("Robot", "simulated")):
+        with pytest.raises(StoreError, match="cannot be invited"):
+            store.people.invite_known(user_id)
+
+
 def test_a_mistake_does_not_use_the_invitation_up(store: JudgementStore, cheap_hashes: None) -> None:
     store.user("Ann")
     token = store.people.invite("annotator")
@@ -261,6 +293,7 @@ def test_only_admins_change_people(store: JudgementStore, admin: int, ann: int) 
     people = store.people
     for refused in (
         lambda: people.invite("annotator", by=ann),
+        lambda: people.invite_known(admin, by=ann),
         lambda: people.set_role(ann, "admin", by=ann),
         lambda: people.block(admin, by=ann),
         lambda: people.unblock(ann, by=ann),
