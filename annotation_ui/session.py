@@ -32,6 +32,9 @@ from rlhf_pipeline.store.records import (
 HOLD = 4
 """Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""
 
+KEPT_ASSIGNMENTS = 5_000
+"""Tasks given out whose words stay in memory: an answer names places on the screen, and they say which responses."""
+
 PROGRESS_SECONDS = 1.0
 """How old the shown progress of others may be: counting a large round for every judgement would cost more than it."""
 
@@ -47,11 +50,12 @@ class Judging:
     round_id: int
     _state: tuple[float, Progress, str] | None = field(default=None, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _given: dict[int, Assignment] = field(default_factory=dict, repr=False)
 
     def next(self, user_id: int, n: int = HOLD) -> dict[str, Any]:
         """The tasks that a person holds, filled up to n, as the page shows them."""
         held = self.store.lease(self.round_id, user_id, min(max(n, 1), HOLD))
-        return {"tasks": [task_view(a) for a in held], "progress": self.progress(user_id)}
+        return {"tasks": self._give(held), "progress": self.progress(user_id)}
 
     def submit(self, user_id: int, given: JudgementIn) -> dict[str, Any]:
         """Keep an answer; the tasks that the person holds now come back with it.
@@ -67,7 +71,7 @@ class Judging:
             "judgement": done.judgement_id,
             "known": done.known,
             "late": done.late,
-            "tasks": [task_view(a) for a in done.next],
+            "tasks": self._give(done.next),
             "progress": self.progress(user_id),
             "feedback": _feedback_view(assignment, done.feedback) if done.feedback else None,
         }
@@ -114,9 +118,9 @@ class Judging:
                 version = text_digest(self.store.guidelines(self.round_id))
                 self._state = time.monotonic(), self.store.progress(self.round_id), version
             _, progress, version = self._state
-        mine = self.store.count_of(self.round_id, user_id)
+        mine, judged = self.store.count_of(self.round_id, user_id)
         # Known answers and repeats are none of those that are wanted: a number that stood still would give them away.
-        unseen = mine - self.store.count_of(self.round_id, user_id, purpose="judge")
+        unseen = mine - judged
         return {
             "mine": mine,
             "done": min(progress.wanted, progress.wanted - progress.remaining + unseen),
@@ -131,8 +135,15 @@ class Judging:
                 at, known, version = self._state
                 self._state = at, replace(known, remaining=max(0, known.remaining - 1)), version
 
+    def _give(self, assignments: Sequence[Assignment]) -> list[dict[str, Any]]:
+        if len(self._given) > KEPT_ASSIGNMENTS:
+            self._given.clear()
+        self._given.update((a.id, a) for a in assignments)
+        return [task_view(a) for a in assignments]
+
     def _assignment(self, user_id: int, assignment_id: int) -> Assignment:
-        assignment = self.store.assignment(assignment_id)
+        """Whose a task is, what it is for and its responses in their order: none of it ever changes."""
+        assignment = self._given.get(assignment_id) or self.store.assignment(assignment_id)
         if assignment is None or assignment.user_id != user_id:
             raise AnswerRefused(f"task {assignment_id} is not yours")
         return assignment

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused, StoreError
 from rlhf_pipeline.store import rounds
@@ -51,7 +51,6 @@ from rlhf_pipeline.store.records import (
     Order,
     PastJudgement,
     Progress,
-    Purpose,
     Round,
     Submitted,
     TaskRow,
@@ -363,18 +362,12 @@ class JudgementStore:
         with self.database.read() as connection:
             return judgements_of(connection, round_id, user_id)[::-1]
 
-    def count_of(self, round_id: int, user_id: int, *, purpose: Purpose | None = None) -> int:
-        """How many tasks of a round one person has judged or skipped, for one purpose or whatever they were for."""
-        query = (
-            select(func.count())
-            .select_from(assignment)
-            .join(task, task.c.id == assignment.c.task_id)
-            .where(assignment.c.user_id == user_id, assignment.c.state.in_(("done", "skipped")))
-            .where(task.c.round_id == round_id, assignment.c.purpose != "adjudicate")
-            .where(assignment.c.purpose == purpose if purpose else true())
-        )
+    def count_of(self, round_id: int, user_id: int) -> tuple[int, int]:
+        """How many tasks of a round one person has judged or skipped, and how many of them were to be judged: the
+        others have a known answer or came back."""
         with self.database.read() as connection:
-            return int(connection.execute(query).scalar_one())
+            every, judged = connection.execute(_COUNTS, {"person": user_id, "round": round_id}).one()
+            return int(every), int(judged)
 
     def progress(self, round_id: int, now: int | None = None) -> Progress:
         """How far a round is; leases that have run out do not count as held."""
@@ -390,6 +383,15 @@ class JudgementStore:
         """What does not agree in the store (counts, states, references), one line each; empty where all is well."""
         with self.database.read() as connection:
             return differences(connection)
+
+
+_COUNTS = (
+    select(func.count(), func.count(case((assignment.c.purpose == "judge", 1))))
+    .select_from(assignment)
+    .join(task, task.c.id == assignment.c.task_id)
+    .where(assignment.c.user_id == bindparam("person"), assignment.c.state.in_(("done", "skipped")))
+    .where(task.c.round_id == bindparam("round"), assignment.c.purpose != "adjudicate")
+)
 
 
 def _held(round_id: int, user_id: int, ids: Sequence[int]) -> ColumnElement[bool]:

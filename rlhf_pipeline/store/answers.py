@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store.audit import log_each
@@ -13,13 +13,16 @@ from rlhf_pipeline.store.forms import check_answer, form_of, is_right
 from rlhf_pipeline.store.records import Answer, Feedback
 from rlhf_pipeline.store.reports import gold_of, responses_by_task
 from rlhf_pipeline.store.tables import assignment, draft, judgement, round_, task
-from rlhf_pipeline.store.tasks import chunks, recount
+from rlhf_pipeline.store.tasks import chunks, recount, these
 
 APP_VERSION = "1"
 """Kept with every judgement: raised when what people see while judging changes."""
 
 STATE_AFTER = {"response": "done", "tie": "done", "all_bad": "done", "ranking": "done", "skip": "skipped"}
 """The state of an assignment after each choice."""
+
+
+_BY_TOKEN = select(judgement).where(judgement.c.client_token.in_(these("tokens")))
 
 
 def known_tokens(connection: Connection, user_id: int, tokens: Sequence[str]) -> dict[str, Row[Any]]:
@@ -31,11 +34,19 @@ def known_tokens(connection: Connection, user_id: int, tokens: Sequence[str]) ->
     rows = {
         row.client_token: row
         for part in chunks(tokens)
-        for row in connection.execute(select(judgement).where(judgement.c.client_token.in_(part)))
+        for row in connection.execute(_BY_TOKEN, {"tokens": part})
     }
     if any(row.user_id != user_id for row in rows.values()):
         raise AnswerRefused("this token belongs to another person's judgement")
     return rows
+
+
+_HELD = (
+    select(assignment, task.c.round_id, task.c.gold, round_.c.gold_feedback, round_.c.edit_minutes)
+    .join(task, task.c.id == assignment.c.task_id)
+    .join(round_, round_.c.id == task.c.round_id)
+    .where(assignment.c.id.in_(these()), assignment.c.user_id == bindparam("user"))
+)
 
 
 def held_assignments(connection: Connection, user_id: int, assignment_ids: Sequence[int]) -> dict[int, Row[Any]]:
@@ -47,17 +58,16 @@ def held_assignments(connection: Connection, user_id: int, assignment_ids: Seque
     rows = {
         int(row.id): row
         for part in chunks(assignment_ids)
-        for row in connection.execute(
-            select(assignment, task.c.round_id, task.c.gold, round_.c.gold_feedback, round_.c.edit_minutes)
-            .join(task, task.c.id == assignment.c.task_id)
-            .join(round_, round_.c.id == task.c.round_id)
-            .where(assignment.c.id.in_(part), assignment.c.user_id == user_id)
-        )
+        for row in connection.execute(_HELD, {"ids": part, "user": user_id})
     }
     missing = [id_ for id_ in assignment_ids if id_ not in rows]
     if missing:
         raise AnswerRefused(f"assignment {missing[0]} is not this person's")
     return rows
+
+
+_CLOSE = update(assignment).where(assignment.c.id.in_(these())).values(state=bindparam("closed"))
+_FORGET_DRAFTS = delete(draft).where(draft.c.assignment_id.in_(these()))
 
 
 def insert_answers(
@@ -79,9 +89,9 @@ def insert_answers(
     stored = connection.execute(insert(judgement).returning(judgement), rows).all()
     for state in ("done", "skipped"):
         for part in chunks([a.assignment_id for a in answers if STATE_AFTER[a.choice] == state]):
-            connection.execute(update(assignment).where(assignment.c.id.in_(part)).values(state=state))
+            connection.execute(_CLOSE, {"ids": part, "closed": state})
     for part in chunks([a.assignment_id for a in answers]):
-        connection.execute(delete(draft).where(draft.c.assignment_id.in_(part)))
+        connection.execute(_FORGET_DRAFTS, {"ids": part})
     recount(connection, [row["task_id"] for row in rows])
     log_each(
         connection,
@@ -167,16 +177,19 @@ def is_editable(connection: Connection, given: Row[Any], now: int) -> bool:
     return True
 
 
+_NEWER = judgement.alias("newer")
+_LAST_REVISIONS = (
+    select(judgement.c.assignment_id, judgement.c.id, judgement.c.revision)
+    .outerjoin(_NEWER, _NEWER.c.supersedes_id == judgement.c.id)
+    .where(judgement.c.assignment_id.in_(these()), _NEWER.c.id.is_(None))
+)
+
+
 def _last_revisions(connection: Connection, assignment_ids: Sequence[int]) -> dict[int, Row[Any]]:
-    newer = judgement.alias("newer")
     return {
         int(row.assignment_id): row
         for part in chunks(assignment_ids)
-        for row in connection.execute(
-            select(judgement)
-            .outerjoin(newer, newer.c.supersedes_id == judgement.c.id)
-            .where(judgement.c.assignment_id.in_(part), newer.c.id.is_(None))
-        )
+        for row in connection.execute(_LAST_REVISIONS, {"ids": part})
     }
 
 

@@ -31,6 +31,9 @@ ADVISORY_KEY = 0x524C4846
 """PostgreSQL's advisory lock that every writing transaction of a store takes ("RLHF")."""
 
 
+_ONE_WRITER = text("SELECT pg_advisory_xact_lock(:key)")
+
+
 def now_ms() -> int:
     """The time now in UTC epoch milliseconds."""
     return time.time_ns() // 1_000_000
@@ -130,15 +133,14 @@ class Database:
         """One transaction; without ``references`` SQLite checks none in it, so that tables can be copied."""
         with self.engine.connect() as connection:
             connection = connection.execution_options(writing=writing)
+            if not writing and connection.dialect.name == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             if not references and connection.dialect.name == "sqlite":
                 _check_references(connection, False)
             try:
                 with connection.begin():
-                    if connection.dialect.name == "postgresql":
-                        if writing:
-                            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_KEY})
-                        else:
-                            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+                    if writing and connection.dialect.name == "postgresql":
+                        connection.execute(_ONE_WRITER, {"key": ADVISORY_KEY})
                     yield connection
             finally:
                 if not references and connection.dialect.name == "sqlite":

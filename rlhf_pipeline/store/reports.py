@@ -13,26 +13,22 @@ from rlhf_pipeline.records import Prompt, messages_from_json
 from rlhf_pipeline.store.forms import form_of
 from rlhf_pipeline.store.records import Assignment, Gold, JudgementRow, Progress, Round, StoredResponse, TaskRow
 from rlhf_pipeline.store.tables import assignment, draft, judgement, prompt, response, round_, task, task_response, user
-from rlhf_pipeline.store.tasks import chunks
+from rlhf_pipeline.store.tasks import chunks, these
+
+
+_RESPONSES = (
+    select(task_response.c.task_id, response.c.id, response.c.messages, response.c.finish, response.c.sampler_digest)
+    .join(response, response.c.id == task_response.c.response_id)
+    .where(task_response.c.task_id.in_(these()))
+    .order_by(task_response.c.task_id, task_response.c.position)
+)
 
 
 def responses_of(connection: Connection, task_ids: Sequence[int]) -> dict[int, tuple[StoredResponse, ...]]:
     """Task id → its responses in canonical order."""
     found: dict[int, list[StoredResponse]] = defaultdict(list)
     for ids in chunks(task_ids):
-        query = (
-            select(
-                task_response.c.task_id,
-                response.c.id,
-                response.c.messages,
-                response.c.finish,
-                response.c.sampler_digest,
-            )
-            .join(response, response.c.id == task_response.c.response_id)
-            .where(task_response.c.task_id.in_(ids))
-            .order_by(task_response.c.task_id, task_response.c.position)
-        )
-        for task_id, id_, messages, finish, sampler in connection.execute(query):
+        for task_id, id_, messages, finish, sampler in connection.execute(_RESPONSES, {"ids": ids}):
             found[int(task_id)].append(StoredResponse(int(id_), messages[-1]["content"], finish, sampler))
     return {task_id: tuple(items) for task_id, items in found.items()}
 
@@ -72,19 +68,18 @@ def rounds_of(connection: Connection, round_id: int | None = None) -> list[Round
     ]
 
 
+_ASSIGNMENTS = (
+    select(assignment, prompt.c.messages, task.c.round_id, draft.c.answer)
+    .join(task, task.c.id == assignment.c.task_id)
+    .join(prompt, prompt.c.id == task.c.prompt_id)
+    .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
+    .where(assignment.c.id.in_(these()))
+)
+
+
 def assignments_by_id(connection: Connection, ids: Sequence[int]) -> list[Assignment]:
     """Assignments with their prompt and responses as shown, in the order of the ids."""
-    rows = [
-        row
-        for part in chunks(ids)
-        for row in connection.execute(
-            select(assignment, prompt.c.messages, task.c.round_id, draft.c.answer)
-            .join(task, task.c.id == assignment.c.task_id)
-            .join(prompt, prompt.c.id == task.c.prompt_id)
-            .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
-            .where(assignment.c.id.in_(part))
-        )
-    ]
+    rows = [row for part in chunks(ids) for row in connection.execute(_ASSIGNMENTS, {"ids": part})]
     responses = responses_of(connection, [int(row.task_id) for row in rows])
     found = {
         int(row.id): Assignment(
@@ -223,13 +218,31 @@ def progress_of(connection: Connection, round_id: int, now: int) -> Progress:
         return func.coalesce(func.sum(case((is_so, 1), else_=0)), 0).label(state)
 
     live = assignment.c.lease_until >= now
-    query = (
+    of_task = (
         select(task.c.needed, number("done"), number("skipped"), number("leased", live))
         .outerjoin(assignment, (assignment.c.task_id == task.c.id) & (assignment.c.purpose == "judge"))
         .where(task.c.round_id == round_id, task.c.state == "open", task.c.gold.is_(None))
         .group_by(task.c.id, task.c.needed)
+        .subquery()
     )
-    rows = connection.execute(query).all()
+    missing = of_task.c.needed - of_task.c.done - of_task.c.skipped
+
+    def total(of: ColumnElement[int]) -> ColumnElement[int]:
+        return func.coalesce(func.sum(of), 0)
+
+    # Added up in the database: a page asks every second, and a round has many tasks.
+    sums = connection.execute(
+        select(
+            func.count(),
+            total(case((missing <= 0, 1), else_=0)),
+            total(of_task.c.needed),
+            total(case((missing > 0, missing), else_=0)),
+            total(of_task.c.done),
+            total(of_task.c.skipped),
+            total(of_task.c.leased),
+        ).select_from(of_task)
+    ).one()
+    tasks, settled, wanted, remaining, judgements, skips, leased = map(int, sums)
     people = (
         select(user.c.display_name, func.count())
         .join(assignment, assignment.c.user_id == user.c.id)
@@ -240,12 +253,12 @@ def progress_of(connection: Connection, round_id: int, now: int) -> Progress:
         .order_by(func.count().desc(), user.c.display_name)
     )
     return Progress(
-        tasks=len(rows),
-        settled=sum(row.done + row.skipped >= row.needed for row in rows),
-        wanted=sum(row.needed for row in rows),
-        remaining=sum(max(0, row.needed - row.done - row.skipped) for row in rows),
-        judgements=sum(row.done for row in rows),
-        skips=sum(row.skipped for row in rows),
-        leased=sum(row.leased for row in rows),
+        tasks=tasks,
+        settled=settled,
+        wanted=wanted,
+        remaining=remaining,
+        judgements=judgements,
+        skips=skips,
+        leased=leased,
         annotators={row[0]: row[1] for row in connection.execute(people)},
     )

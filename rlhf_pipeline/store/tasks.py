@@ -11,7 +11,22 @@ import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, and_, case, func, insert, literal_column, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rlhf_pipeline.records import Message
@@ -19,6 +34,14 @@ from rlhf_pipeline.store.records import NewTask, text_digest
 from rlhf_pipeline.store.tables import assignment, event, prompt, response, round_, task, task_response
 
 T = TypeVar("T")
+
+
+def these(name: str = "ids") -> BindParameter[Any]:
+    """The parameter of a list, to be written as ``column.in_(these())``, in a statement that is made once.
+
+    Statements of every judgement are made once, not each time: making one costs SQLAlchemy as much as running it.
+    """
+    return bindparam(name, expanding=True)
 
 
 def chunks(items: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
@@ -37,11 +60,18 @@ def counts_of() -> tuple[ColumnElement[int], ColumnElement[int]]:
     return done, case((free, task.c.needed - taken), else_=0)
 
 
+def _recounting() -> Update:
+    done, slots = counts_of()
+    return update(task).where(task.c.id.in_(these())).values(done=done, open_slots=slots)
+
+
+_RECOUNT = _recounting()
+
+
 def recount(connection: Connection, task_ids: Collection[int]) -> None:
     """Compute ``done`` and ``open_slots`` of these tasks from their assignments."""
-    done, slots = counts_of()
     for ids in chunks(sorted(set(task_ids))):
-        connection.execute(update(task).where(task.c.id.in_(ids)).values(done=done, open_slots=slots))
+        connection.execute(_RECOUNT, {"ids": ids})
 
 
 def lot_of(seed: int, digest: str) -> float:
@@ -140,13 +170,15 @@ def _insert_missing(connection: Connection, table: Table, rows: Sequence[Mapping
         connection.execute(sqlite.insert(table).on_conflict_do_nothing(), rows)
 
 
+_RUN_OUT = select(assignment.c.id, assignment.c.task_id, assignment.c.user_id).where(
+    assignment.c.state == literal_column("'leased'"),  # written out, so that SQLite uses the index of leases
+    assignment.c.lease_until < bindparam("now"),
+)
+
+
 def expire(connection: Connection, now: int) -> None:
     """Return the leases that have run out, of whatever round, to the pool."""
-    query = select(assignment.c.id, assignment.c.task_id, assignment.c.user_id).where(
-        assignment.c.state == literal_column("'leased'"),  # written out, so that SQLite uses the index of leases
-        assignment.c.lease_until < now,
-    )
-    return_to_pool(connection, connection.execute(query).all(), "expire", now)
+    return_to_pool(connection, connection.execute(_RUN_OUT, {"now": now}).all(), "expire", now)
 
 
 def return_to_pool(connection: Connection, rows: Sequence[Any], verb: str, now: int) -> None:
