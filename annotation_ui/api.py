@@ -5,12 +5,15 @@ Its description is served as OpenAPI at ``/api/v1/openapi.json``. Who may ask fo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.concurrency import run_in_threadpool
 
 from annotation_ui import languages
 from annotation_ui import protocol as p
@@ -32,15 +35,31 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+AT_ONCE = 4
+"""Calls of the store at the same time: one writes and few read. With the usual forty threads each waits for the
+interpreter at every statement, and who holds the store's lock waits with them."""
+
+
 def answer(value: object, status: int = 200) -> Response:
     """JSON that carries every text."""
     return Response(to_json(value), status_code=status, media_type="application/json")
 
 
+def _places() -> CapacityLimiter:
+    """The event loop's own limiter."""
+    loop = asyncio.get_running_loop()
+    if loop not in _LIMITERS:
+        _LIMITERS[loop] = CapacityLimiter(AT_ONCE)
+    return _LIMITERS[loop]
+
+
+_LIMITERS: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
+
+
 async def call(act: Callable[..., object], *arguments: Any, **named: Any) -> Response:
     """What ``act`` returns as JSON, run in a thread; what the store refuses as an error that says why."""
     try:
-        return answer(await run_in_threadpool(act, *arguments, **named))
+        return answer(await to_thread.run_sync(partial(act, *arguments, **named), limiter=_places()))
     except AnswerRefused as error:
         return answer({"error": error.what}, 409)
     except StoreError as error:

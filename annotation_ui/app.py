@@ -89,6 +89,8 @@ def serve(
                     "note: passwords travel unencrypted; put a proxy with TLS in front (--public-url)", file=sys.stderr
                 )
             print(f"{progress.remaining:,} of {progress.wanted:,} judgements to go; Ctrl+C stops", flush=True)
+            # Who waits for the database gives the interpreter away and gets it back after this long at the latest.
+            sys.setswitchinterval(0.0005)
             config = uvicorn.Config(app.guard, log_level="warning", timeout_graceful_shutdown=3)
             uvicorn.Server(config).run(sockets=[listening])
         finally:

@@ -7,6 +7,7 @@ task was given, leaves this module: a task is its conversation and its responses
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,9 @@ from rlhf_pipeline.store.records import (
 HOLD = 4
 """Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""
 
+OWN_SECONDS = 10.0
+"""How old the shown number of a person's own judgements may be, where they judge by way of another process too."""
+
 KEPT_ASSIGNMENTS = 5_000
 """Tasks given out whose words stay in memory: an answer names places on the screen, and they say which responses."""
 
@@ -50,6 +54,7 @@ class Judging:
     round_id: int
     _state: tuple[float, Progress, str] | None = field(default=None, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _mine: dict[int, tuple[float, int, int]] = field(default_factory=dict, repr=False)
     _given: dict[int, Assignment] = field(default_factory=dict, repr=False)
 
     def next(self, user_id: int, n: int = HOLD) -> dict[str, Any]:
@@ -65,8 +70,8 @@ class Judging:
         """
         assignment = self._assignment(user_id, given.assignment)
         done = self.store.submit(user_id, _answer(assignment, given), hold=HOLD)
-        if not done.known and done.revision == 1 and assignment.purpose == "judge":
-            self._count()
+        if not done.known:
+            self._count(user_id, assignment, first=done.revision == 1)
         return {
             "judgement": done.judgement_id,
             "known": done.known,
@@ -80,6 +85,7 @@ class Judging:
         """Take back the last judgement, or the one whose token is ``of``; its task comes back, or None."""
         undone = self.store.undo(self.round_id, user_id, given.client_token, of_token=given.of)
         self._state = None  # what was taken back is to be done again, perhaps by others
+        self._mine.pop(user_id, None)
         return {"task": task_view(undone) if undone else None, "progress": self.progress(user_id)}
 
     def renew(self, user_id: int, assignments: Sequence[int]) -> int:
@@ -118,7 +124,11 @@ class Judging:
                 version = text_digest(self.store.guidelines(self.round_id))
                 self._state = time.monotonic(), self.store.progress(self.round_id), version
             _, progress, version = self._state
-        mine, judged = self.store.count_of(self.round_id, user_id)
+            at, mine, judged = self._mine.get(user_id, (-math.inf, 0, 0))
+        if time.monotonic() - at > OWN_SECONDS:
+            mine, judged = self.store.count_of(self.round_id, user_id)
+            with self._guard:
+                self._mine[user_id] = time.monotonic(), mine, judged
         # Known answers and repeats are none of those that are wanted: a number that stood still would give them away.
         unseen = mine - judged
         return {
@@ -128,10 +138,14 @@ class Judging:
             "guidelines": version,
         }
 
-    def _count(self) -> None:
-        """A judgement counts at once, also in numbers that are a moment old."""
+    def _count(self, user_id: int, assignment: Assignment, *, first: bool) -> None:
+        """A judgement counts at once, also in numbers that are a moment old; a revision makes them be read anew."""
         with self._guard:
-            if self._state is not None:
+            at, mine, judged = self._mine.pop(user_id, (-math.inf, 0, 0))
+            wanted = assignment.purpose == "judge"
+            if first:
+                self._mine[user_id] = at, mine + 1, judged + wanted
+            if first and wanted and self._state is not None:
                 at, known, version = self._state
                 self._state = at, replace(known, remaining=max(0, known.remaining - 1)), version
 

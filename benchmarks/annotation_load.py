@@ -116,16 +116,16 @@ async def judge_all(url: str, round_id: int, kills: int, arguments: argparse.Nam
     seen = Seen()
     try:
         await server.ready()
+        people = [Person(number, server.address, seen, arguments.thinking) for number in range(arguments.people)]
+        for person in people:  # one after the other, before the clock starts
+            await person.sign_in()
         end = time.monotonic() + arguments.seconds
-        people = [
-            asyncio.create_task(Person(number, server.address, seen, arguments.thinking, end).judge())
-            for number in range(arguments.people)
-        ]
+        at_work = [asyncio.create_task(person.judge(end)) for person in people]
         for _ in range(kills):
             await asyncio.sleep(arguments.seconds / (kills + 1))
             server.kill()
             server.start()
-        await asyncio.gather(*people)
+        await asyncio.gather(*at_work)
     finally:
         server.kill()
     return seen
@@ -164,20 +164,22 @@ class Server:
 class Person:
     """Judges as the page does: an answer is sent until it is acknowledged, with the same token."""
 
-    def __init__(self, number: int, address: str, seen: Seen, thinking: float, end: float) -> None:
-        self.name, self.seen, self.thinking, self.end = f"Person {number}", seen, thinking, end
+    def __init__(self, number: int, address: str, seen: Seen, thinking: float) -> None:
+        self.name, self.seen, self.thinking = f"Person {number}", seen, thinking
         self.lot, self.failures = random.Random(number), 0
         headers = {"origin": address, "content-type": "application/json"}
         self.client = httpx.AsyncClient(base_url=address, headers=headers, timeout=20)
 
-    async def judge(self) -> None:
-        """From signing in to the end of the time."""
-        async with self.client:
+    async def sign_in(self) -> None:
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        await self.post("/login", content=f"name={self.name}", headers=form)
+
+    async def judge(self, end: float) -> None:
+        """From the first task to the end of the time."""
+        async with contextlib.aclosing(self.client):
             await asyncio.sleep(self.lot.uniform(0, self.thinking))  # not everybody at the same moment
-            form = {"content-type": "application/x-www-form-urlencoded"}
-            await self.post("/login", content=f"name={self.name}", headers=form)
             tasks = (await self.post("/api/v1/tasks/next", json={"n": 4})).json()["tasks"]
-            while tasks and time.monotonic() < self.end:
+            while tasks and time.monotonic() < end:
                 away = self.lot.random() < WALKS_AWAY
                 await asyncio.sleep(1.5 * LEASE_S if away else self.lot.expovariate(1 / self.thinking))
                 tasks = await self.answer(tasks[0]["assignment"])

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused, StoreError
 from rlhf_pipeline.store import rounds
@@ -52,12 +52,19 @@ from rlhf_pipeline.store.records import (
     PastJudgement,
     Progress,
     Round,
+    StoredResponse,
     Submitted,
     TaskRow,
 )
 from rlhf_pipeline.store.reports import assignments_by_id, judgements_of, progress_of, rounds_of, tasks_of
 from rlhf_pipeline.store.tables import assignment, draft, guideline, round_, task
-from rlhf_pipeline.store.tasks import add_tasks, return_to_pool
+from rlhf_pipeline.store.tasks import add_tasks, expire, recount, return_to_pool
+
+EXPIRE_MS = 1_000
+"""A lease that has run out is given to others so much later at most."""
+
+KEPT_TASKS = 10_000
+"""Tasks whose responses stay in memory: they are needed when a task is given, and when its answer comes."""
 
 LARGEST_DRAFT = 200_000
 """Characters of JSON."""
@@ -68,6 +75,8 @@ class JudgementStore:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._expired_at = 0  # UTC epoch milliseconds
+        self._responses: dict[int, tuple[StoredResponse, ...]] = {}  # by task: they never change
         self.people = People(database)
 
     @staticmethod
@@ -197,8 +206,10 @@ class JudgementStore:
         """What a person holds: the tasks held before, with their leases renewed, and new ones up to n in all."""
         now = now_ms() if now is None else now
         with self.database.write() as connection:
-            ids = lease(connection, round_id, user_id, n, now)
-            return assignments_by_id(connection, ids)
+            self._expire(connection, now)
+            ids, given = lease(connection, round_id, user_id, n, now)
+            recount(connection, given)
+        return self._assignments(ids)
 
     def renew(self, round_id: int, user_id: int, ids: Sequence[int], *, now: int | None = None) -> int:
         """Begin the leases of a person's assignments anew; returns how many they still hold."""
@@ -257,11 +268,14 @@ class JudgementStore:
             known = known_tokens(connection, user_id, [a.client_token for a in answers])
             held = held_assignments(connection, user_id, [a.assignment_id for a in answers])
             fresh = [a for a in answers if a.client_token not in known]
-            stored = insert_answers(connection, user_id, fresh, held, now)
-            following: tuple[Assignment, ...] = ()
+            stored = insert_answers(connection, user_id, fresh, held, now, self._responses)
+            next_ids, touched = list[int](), [int(row.task_id) for row in stored.values()]
             if hold and answers:
-                round_id = held[answers[0].assignment_id].round_id
-                following = tuple(assignments_by_id(connection, lease(connection, round_id, user_id, hold, now)))
+                self._expire(connection, now)
+                next_ids, given = lease(connection, held[answers[0].assignment_id].round_id, user_id, hold, now)
+                touched += given
+            recount(connection, touched)
+        following = tuple(self._assignments(next_ids)) if next_ids else ()
         return [
             Submitted(
                 judgement_id=int(row.id),
@@ -275,6 +289,19 @@ class JudgementStore:
             for a in answers
             for row in [known.get(a.client_token) or stored[a.client_token]]
         ]
+
+    def _expire(self, connection: Connection, now: int) -> None:
+        """Return what ran out to the pool, at most once a second: nobody waits long for it, everybody for the lock."""
+        if abs(now - self._expired_at) >= EXPIRE_MS:
+            expire(connection, now)
+            self._expired_at = now
+
+    def _assignments(self, ids: Sequence[int]) -> list[Assignment]:
+        """Read after the writing transaction, so that others need not wait for it."""
+        if len(self._responses) > KEPT_TASKS:
+            self._responses = {}  # another one: threads that are at work keep theirs
+        with self.database.read() as connection:
+            return assignments_by_id(connection, ids, self._responses)
 
     def undo(
         self, round_id: int, user_id: int, client_token: str, *, of_token: str | None = None, now: int | None = None

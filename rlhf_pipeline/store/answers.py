@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store.audit import log_each
 from rlhf_pipeline.store.forms import check_answer, form_of, is_right
-from rlhf_pipeline.store.records import Answer, Feedback
+from rlhf_pipeline.store.records import Answer, Feedback, StoredResponse
 from rlhf_pipeline.store.reports import gold_of, responses_by_task
 from rlhf_pipeline.store.tables import assignment, draft, judgement, round_, task
 from rlhf_pipeline.store.tasks import chunks, recount, these
@@ -31,26 +31,38 @@ def known_tokens(connection: Connection, user_id: int, tokens: Sequence[str]) ->
     Raises:
         AnswerRefused: a token is another person's.
     """
-    rows = {
-        row.client_token: row
-        for part in chunks(tokens)
-        for row in connection.execute(_BY_TOKEN, {"tokens": part})
-    }
+    rows = {row.client_token: row for part in chunks(tokens) for row in connection.execute(_BY_TOKEN, {"tokens": part})}
     if any(row.user_id != user_id for row in rows.values()):
         raise AnswerRefused("this token belongs to another person's judgement")
     return rows
 
 
 _HELD = (
-    select(assignment, task.c.round_id, task.c.gold, round_.c.gold_feedback, round_.c.edit_minutes)
+    select(
+        assignment,
+        task.c.round_id,
+        task.c.gold,
+        round_.c.gold_feedback,
+        round_.c.edit_minutes,
+        draft.c.assignment_id.label("drafted"),
+        select(func.max(judgement.c.id))
+        .where(judgement.c.assignment_id == assignment.c.id)
+        .scalar_subquery()
+        .label("last_id"),
+        select(func.max(judgement.c.revision))
+        .where(judgement.c.assignment_id == assignment.c.id)
+        .scalar_subquery()
+        .label("last_revision"),
+    )
     .join(task, task.c.id == assignment.c.task_id)
     .join(round_, round_.c.id == task.c.round_id)
+    .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
     .where(assignment.c.id.in_(these()), assignment.c.user_id == bindparam("user"))
 )
 
 
 def held_assignments(connection: Connection, user_id: int, assignment_ids: Sequence[int]) -> dict[int, Row[Any]]:
-    """A person's assignments, with the terms of their round and the known answer of their task.
+    """A person's assignments, with the terms of their round, the known answer of their task, and the last revision.
 
     Raises:
         AnswerRefused: one is not this person's.
@@ -71,12 +83,26 @@ _FORGET_DRAFTS = delete(draft).where(draft.c.assignment_id.in_(these()))
 
 
 def insert_answers(
-    connection: Connection, user_id: int, answers: Sequence[Answer], held: Mapping[int, Row[Any]], now: int
+    connection: Connection,
+    user_id: int,
+    answers: Sequence[Answer],
+    held: Mapping[int, Row[Any]],
+    now: int,
+    known: Mapping[int, Sequence[StoredResponse]] | None = None,
 ) -> dict[str, Row[Any]]:
-    """Append a person's new answers, close their assignments and recount their tasks; the rows by client token."""
+    """Append a person's new answers and close their assignments; the rows by client token.
+
+    The caller recounts their tasks.
+
+    Args:
+        known: the responses of some tasks; those of others are read.
+    """
     if not answers:
         return {}
-    responses = responses_by_task(connection, sorted({int(held[a.assignment_id].task_id) for a in answers}))
+    tasks = {int(held[a.assignment_id].task_id) for a in answers}
+    responses = {id_: {r.id: r.text for r in known[id_]} for id_ in tasks if known and id_ in known}
+    if unread := sorted(tasks - responses.keys()):
+        responses |= responses_by_task(connection, unread)
     for a in answers:
         given = held[a.assignment_id]
         check_answer(form_of(connection, given.form_digest), a, responses[given.task_id])
@@ -84,15 +110,13 @@ def insert_answers(
             raise AnswerRefused("the corrected response is what it was")
         if given.state in ("done", "skipped") and given.purpose != "adjudicate":
             check_editable(connection, given, now)
-    last = _last_revisions(connection, [a.assignment_id for a in answers])
-    rows = [_row(user_id, a, held[a.assignment_id], last.get(a.assignment_id), now) for a in answers]
+    rows = [_row(user_id, a, held[a.assignment_id], now) for a in answers]
     stored = connection.execute(insert(judgement).returning(judgement), rows).all()
     for state in ("done", "skipped"):
         for part in chunks([a.assignment_id for a in answers if STATE_AFTER[a.choice] == state]):
             connection.execute(_CLOSE, {"ids": part, "closed": state})
-    for part in chunks([a.assignment_id for a in answers]):
+    for part in chunks([a.assignment_id for a in answers if held[a.assignment_id].drafted is not None]):
         connection.execute(_FORGET_DRAFTS, {"ids": part})
-    recount(connection, [row["task_id"] for row in rows])
     log_each(
         connection,
         now,
@@ -106,13 +130,13 @@ def insert_answers(
     return {row.client_token: row for row in stored}
 
 
-def _row(user_id: int, a: Answer, given: Row[Any], before: Row[Any] | None, now: int) -> dict[str, Any]:
+def _row(user_id: int, a: Answer, given: Row[Any], now: int) -> dict[str, Any]:
     return {
         "assignment_id": a.assignment_id,
         "task_id": given.task_id,
         "user_id": user_id,
-        "revision": before.revision + 1 if before else 1,
-        "supersedes_id": before.id if before else None,
+        "revision": (given.last_revision or 0) + 1,
+        "supersedes_id": given.last_id,
         "client_token": a.client_token,
         "choice": a.choice,
         "response_id": a.response_id,
@@ -175,22 +199,6 @@ def is_editable(connection: Connection, given: Row[Any], now: int) -> bool:
     except AnswerRefused:
         return False
     return True
-
-
-_NEWER = judgement.alias("newer")
-_LAST_REVISIONS = (
-    select(judgement.c.assignment_id, judgement.c.id, judgement.c.revision)
-    .outerjoin(_NEWER, _NEWER.c.supersedes_id == judgement.c.id)
-    .where(judgement.c.assignment_id.in_(these()), _NEWER.c.id.is_(None))
-)
-
-
-def _last_revisions(connection: Connection, assignment_ids: Sequence[int]) -> dict[int, Row[Any]]:
-    return {
-        int(row.assignment_id): row
-        for part in chunks(assignment_ids)
-        for row in connection.execute(_LAST_REVISIONS, {"ids": part})
-    }
 
 
 def take_back(connection: Connection, target: Row[Any], client_token: str, lease_until: int, now: int) -> None:

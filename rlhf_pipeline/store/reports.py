@@ -15,7 +15,6 @@ from rlhf_pipeline.store.records import Assignment, Gold, JudgementRow, Progress
 from rlhf_pipeline.store.tables import assignment, draft, judgement, prompt, response, round_, task, task_response, user
 from rlhf_pipeline.store.tasks import chunks, these
 
-
 _RESPONSES = (
     select(task_response.c.task_id, response.c.id, response.c.messages, response.c.finish, response.c.sampler_digest)
     .join(response, response.c.id == task_response.c.response_id)
@@ -77,10 +76,18 @@ _ASSIGNMENTS = (
 )
 
 
-def assignments_by_id(connection: Connection, ids: Sequence[int]) -> list[Assignment]:
-    """Assignments with their prompt and responses as shown, in the order of the ids."""
+def assignments_by_id(
+    connection: Connection, ids: Sequence[int], known: dict[int, tuple[StoredResponse, ...]] | None = None
+) -> list[Assignment]:
+    """Assignments with their prompt and responses as shown, in the order of the ids.
+
+    Args:
+        known: the responses of some tasks in canonical order; those of others are read and added.
+    """
+    responses = {} if known is None else known
     rows = [row for part in chunks(ids) for row in connection.execute(_ASSIGNMENTS, {"ids": part})]
-    responses = responses_of(connection, [int(row.task_id) for row in rows])
+    if unread := sorted({int(row.task_id) for row in rows} - responses.keys()):
+        responses.update(responses_of(connection, unread))
     found = {
         int(row.id): Assignment(
             id=int(row.id),

@@ -25,6 +25,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -99,6 +100,9 @@ def add_tasks(connection: Connection, round_id: int, tasks: Sequence[NewTask]) -
         if new:
             _insert_tasks(connection, terms, new)
             added += len(new)
+    if added and connection.dialect.name == "postgresql":
+        # Without numbers of rows it reads whole tables for every judgement, until it counts them minutes later.
+        connection.execute(text("ANALYZE task, task_response, response, prompt"))
     return added
 
 
