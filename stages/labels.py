@@ -123,16 +123,17 @@ class _OpenPair:
         """As a preference by the probability of the first being better."""
         from rlhf_pipeline.records import Preference
 
-        sides = (self.first, self.second) if probability > 0.5 else (self.second, self.first)
+        chosen, rejected = (self.first, self.second) if probability > 0.5 else (self.second, self.first)
         return Preference(
             self.prompt,
-            *(side.text for side in sides),
+            chosen.text,
+            rejected.text,
             probability=max(probability, 1 - probability),
             source=source,
             judgements=0,
             meta=meta,
-            chosen_cut=not sides[0].ended,
-            rejected_cut=not sides[1].ended,
+            chosen_cut=not chosen.ended,
+            rejected_cut=not rejected.ended,
             weight=weight,
             weak=True,
         )
