@@ -232,7 +232,7 @@ def _assign(
         "form_digest": terms.form_digest,
         "guideline_version": terms.guideline_version,
     }
-    rows: Sequence[Row[Any]] = connection.execute(_GIVEN, {"ids": task_ids}).all()
+    rows: list[Row[Any]] = list(connection.execute(_GIVEN, {"ids": task_ids}))
     again = {
         int(row.id): int(row.assignment_id) for row in rows if (row.user_id, row.purpose) == (terms.person_id, purpose)
     }
