@@ -10,10 +10,11 @@ from typing import Any
 from stages.beside import Beside
 
 
-def in_two(call: Callable[..., Any], *arguments: Any) -> list[Any]:
+def in_two(call: Callable[..., Any], *arguments: Any, divide_base: bool = False) -> list[Any]:
     """The values of a module's function in both processes."""
     with tempfile.TemporaryDirectory() as folder:
-        members = [Beside("test", _work, rank, Path(folder) / "meeting", call, arguments) for rank in range(2)]
+        meeting = Path(folder) / "meeting"
+        members = [Beside("test", _work, rank, meeting, divide_base, call, arguments) for rank in range(2)]
         try:
             return [member.result() for member in members]
         finally:
@@ -21,13 +22,13 @@ def in_two(call: Callable[..., Any], *arguments: Any) -> list[Any]:
                 member.stop()
 
 
-def _work(rank: int, meeting: Path, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _work(rank: int, meeting: Path, divide_base: bool, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     import torch
 
     from rlhf_pipeline import processes
 
     torch.set_num_threads(1)
-    processes.join(rank, 2, meeting, "cpu")
+    processes.join(rank, 2, meeting, "cpu", divide_base=divide_base)
     value = call(*arguments)
     processes.wait()
     processes.leave()
