@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
 
-from rlhf_pipeline import models
+from rlhf_pipeline import models, training
 from rlhf_pipeline.logprobs import pad_sequences, response_logprobs
 from rlhf_pipeline.tokenization import load_tokenizer
 from stages import dpo
@@ -61,6 +63,48 @@ def test_every_family_learns(tmp_path, family):
     shift = pair_logprobs(model, models.load_policy(model, made.folder, device="cpu"), 32)
     shift -= pair_logprobs(model, models.load_policy(model, given["sft"].folder, device="cpu"), 32)
     assert (shift[:, 0] > shift[:, 1]).float().mean() > 0.7
+
+
+@pytest.mark.slow
+def test_loss_and_gradient_of_the_stage_are_those_of_trl(tmp_path, monkeypatch):
+    """The stage's own trainer, whose reference was read once before, against TRL's, which keeps a second adapter."""
+    model = tiny_models.make("llama", tmp_path / "base")
+    given, caught = inputs(model, tmp_path), []
+
+    def stop(trainer, **_):
+        caught.append(trainer)
+        raise Interrupted
+
+    monkeypatch.setattr(training, "train", stop)
+    with pytest.raises(Interrupted):
+        dpo.run(job(dpo.Config(**FAST, beta=0.3), model, tmp_path / "dpo", inputs=given))
+    rows = [caught[0].train_dataset[i] for i in range(4)]
+    monkeypatch.setattr(DPOTrainer, "_prepare_dataset", lambda _, dataset, *__, **___: dataset)  # ids, not texts
+    plain = DPOTrainer(
+        model=models.load_policy(model, given["sft"].folder, device="cpu", trainable=True),
+        args=DPOConfig(
+            output_dir=str(tmp_path / "trl"), beta=0.3, use_cpu=True, bf16=False, report_to="none", max_length=None,
+            gradient_checkpointing=False,
+        ),
+        train_dataset=Dataset.from_list([{k: v for k, v in row.items() if k.endswith("_ids")} for row in rows]),
+        processing_class=training.processing_class(load_tokenizer(model)),
+    )  # fmt: skip
+    losses, gradients = [], []
+    for trainer, kept in ((caught[0], rows), (plain, list(plain.train_dataset))):
+        trained = {name: p for name, p in sorted(trainer.model.named_parameters()) if ".default." in name}
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():  # away from the reference
+            for parameter in trained.values():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(kept))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: parameter.grad for name, parameter in trained.items()})
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert abs(losses[0] - math.log(2)) > 1e-3
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() <= 1e-4 * gradients[1][name].norm(), name
 
 
 def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path, monkeypatch):
