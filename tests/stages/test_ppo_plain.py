@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "iterations": 2, "rollout_batch": 8, "num_ppo_epochs": 2, "num_minibatches": 1, "micro_batch_tokens": 60,
     "temperature": 0.8, "kl_coef": 0.3, "adaptive_kl": 0.01, "cliprange": 0.005, "reward_clip": 0.8,
     "missing_eos_penalty": 0.4, "max_grad_norm": 0.02, "learning_rate": 3e-3, "target_kl": 100.0,
+    "stop": {"every": None},
     "critic": {"learning_rate": 2e-3, "gamma": 0.99, "lam": 0.9, "cliprange_value": 0.02},
 }  # fmt: skip
 
