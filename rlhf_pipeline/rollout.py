@@ -234,11 +234,11 @@ def measure(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], *, 
                 values.append(batch.dense(roles.head("value", hidden[-1])))
                 if roles.adapter_of("value") == "value":
                     hidden.clear()  # its adapter learns, so they will be others in the next pass
-    policy, reference = (_of_all(parts, groups, rollout) for parts in logprobs.values())
-    critic = _of_all(values, groups, rollout) if values else None
+    policy, reference = (_of_all(parts, groups, rollout, by_token=True) for parts in logprobs.values())
+    critic = _of_all(values, groups, rollout, by_token=True) if values else None
     # Of several processes another may learn from a row in the next pass: what nothing trains is then computed again.
     features = _by_row(hidden, groups, rollout) if hidden and processes.world() == 1 else None
-    return Measured(policy, reference, critic, _of_all(entropy, groups, rollout), features)
+    return Measured(policy, reference, critic, _of_all(entropy, groups, rollout, by_token=True), features)
 
 
 def _by_row(parts: Sequence[Tensor], groups: Sequence[Sequence[int]], rollout: Rollout) -> list[Tensor]:
@@ -270,9 +270,15 @@ def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int
     return _of_all(parts, groups, rollout)
 
 
-def _of_all(parts: list[Tensor], groups: Sequence[Sequence[int]], rollout: Rollout) -> Tensor:
-    """What this process found out about the rows of its groups, and the others about theirs, by row."""
+def _of_all(
+    parts: list[Tensor], groups: Sequence[Sequence[int]], rollout: Rollout, *, by_token: bool = False
+) -> Tensor:
+    """What this process found out about the rows of its groups, and the others about theirs: ``(batch,)``, or with
+    ``by_token`` ``(batch, response_len)``."""
     count, width = rollout.response_mask.shape
+    if not parts:  # fewer rows than processes
+        shape = (count, width) if by_token else (count,)
+        return processes.add_up(torch.zeros(shape, device=rollout.response_mask.device))
     return processes.add_up(in_order(parts, groups, width, count))
 
 

@@ -134,7 +134,7 @@ def _work(
 
 def _cause(stage: Stage, members: Sequence[Beside]) -> BaseException:
     """Why the processes end: where one does, the others fail soon after, as they can no longer talk to it."""
-    failed: list[BaseException] = []
+    failed, told = list[BaseException](), list[BaseException]()
     end = time.monotonic() + _GRACE
     while time.monotonic() < end:
         for rank, member in enumerate(members):
@@ -147,10 +147,11 @@ def _cause(stage: Stage, members: Sequence[Beside]) -> BaseException:
             if (failure := member.failure()) is not None and failure not in failed:
                 failed.append(failure)
         told = [failure for failure in failed if isinstance(failure, PipelineError)]
-        if told or not any(member.alive() for member in members):
+        # The first process may still be keeping what there is to keep.
+        if not members[0].alive() and (told or not any(member.alive() for member in members)):
             return [*told, *failed][0]
         time.sleep(0.05)
-    return failed[0]
+    return [*told, *failed][0]
 
 
 def _nothing(_: str) -> None:

@@ -115,16 +115,15 @@ def save(
 
 
 def sound(job: Job, watch: Watch, row: Mapping[str, Any]) -> None:
-    """Say what is new among the alarms, and keep it for ``rlhf status`` and the report.
+    """Say what is new among the alarms, and keep it for ``rlhf status`` and the report: the first process alone.
 
     Raises:
         TrainingError: one of them stops the run.
     """
-    new = watch.see(row)
+    new = watch.see(row) if job.first else []
     if not new:
         return
-    if job.first:
-        watch.save(job.folder)
+    watch.save(job.folder)
     for one in new:
         job.say(f"alarm, {one.name}: {one.sentence()}")
     for one in new:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from rlhf_pipeline import processes
 from rlhf_pipeline.errors import ConfigError, DataError, TrainingError, UsageError
-from rlhf_pipeline.metrics import read_metrics
+from rlhf_pipeline.metrics import COSTS, read_metrics
 from stages import BY_NAME, Stage, launch, ppo_learn, settings
 from stages.job import Job
 from stages.launch import Launch
@@ -52,7 +52,7 @@ def assert_alike(one: Path, two: Path, steps: int, only: tuple[str, ...] | None 
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for key, value in row.items():
-            if key in only if only else not key.startswith("seconds/"):
+            if key in only if only else not key.startswith(COSTS):
                 assert other[key] == pytest.approx(value, rel=1e-5, abs=1e-5), (row["step"], key)
     weights, other_weights = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (one, two))
     assert all((weights[key] - other_weights[key]).abs().max() < 1e-4 for key in weights)
