@@ -23,12 +23,17 @@ from typing import Any
 
 import torch
 import yaml
-from ppo_peer_models import write_tokenizer
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 WARM_UP, COUNTED = 1, 1
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"]
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}<|assistant|> {{ message.content }} </s>"
+    "{% else %}<|user|> {{ message.content }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 LIMIT = 24e9 - 2**30
 """Bytes for our tensors on a GPU of 24 GB, of which the driver and the CUDA context take some."""
 SHAPES = {
@@ -186,13 +191,12 @@ def run_one(size: str, base: str) -> dict[str, Any]:
         for name, with_head in (("sft", False), ("reward", True)):
             write_adapter(folder / name / "adapter", policy_base, with_head)
         models.load_causal_lm = lambda *_, **__: policy_base
-        clock = Clock()
-        ppo.time = SimpleNamespace(monotonic=clock.monotonic)
         inputs: Any = {name: SimpleNamespace(folder=folder / name) for name in ("sft", "reward")}
         (folder / "ppo").mkdir()
         ppo.run(Job(chosen.ppo, chosen, folder / "ppo", inputs, folder, 0, where))
         lines = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
     phases = {phase: statistics.median(line[f"seconds/{phase}"] for line in lines[WARM_UP:]) for phase in PHASES}
+    peaks = {phase: max(line[f"memory/{phase}"] for line in lines) * 2**30 for phase in PHASES}
     on_gpu = where == "cuda"
     return {
         "phases": phases,
@@ -200,26 +204,11 @@ def run_one(size: str, base: str) -> dict[str, Any]:
         "length": lines[-1]["response/length"],
         "flop": arithmetic(policy_base, chosen.ppo),
         "ratio_check": max(line["ppo/ratio_check"] for line in lines),
-        "allocated": max(clock.peaks) if on_gpu else 0,
-        "allocated_by_phase": {phase: max(clock.peaks[1 + i :: 4]) for i, phase in enumerate(PHASES)},
+        "allocated": max(peaks.values()) if on_gpu else 0,
+        "allocated_by_phase": peaks,
         "allocated_base": base_bytes,
         "reserved": torch.cuda.max_memory_reserved() if on_gpu else 0,
     }
-
-
-class Clock:
-    """What the stage takes the time from: four times an iteration, at its beginning and after each phase."""
-
-    def __init__(self) -> None:
-        self.peaks: list[int] = []  # bytes allocated at most since the call before
-
-    def monotonic(self) -> float:
-        """The time when the GPU has done what it was given."""
-        synchronise()
-        self.peaks.append(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        return time.monotonic()
 
 
 def allocated() -> int:
@@ -251,6 +240,20 @@ def write_run(folder: Path, size: str, base: str) -> Path:
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
     return folder / "run.yaml"
+
+
+def write_tokenizer(path: Path) -> None:
+    """One token a word, so that prompts have a length that is known."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = SPECIAL + [f"w{i}" for i in range(len(SPECIAL), 8192)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.save(str(path / "tokenizer.json"))
+    roles = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE, **roles}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 @torch.no_grad()
