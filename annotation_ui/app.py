@@ -27,13 +27,13 @@ from fastapi.responses import FileResponse
 
 from annotation_ui import admin, api, plain, results
 from annotation_ui.doorway import Doorway, has_accounts
-from annotation_ui.guard import Door, Guard, site_origin
+from annotation_ui.guard import Door, Guard
 from annotation_ui.languages import FOLDER
 from annotation_ui.session import Judging
 from rlhf_pipeline import __version__
 from rlhf_pipeline.errors import UsageError
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store.people import User
+from rlhf_pipeline.store.people import User, site_origin
 
 STATIC = Path(__file__).parent / "static"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -11,7 +11,6 @@ import asyncio
 import re
 import secrets
 import time
-import urllib.parse
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -19,7 +18,6 @@ from typing import Any
 
 from annotation_ui import languages
 from annotation_ui.answer import Answer, plain
-from rlhf_pipeline.errors import UsageError
 from rlhf_pipeline.store.people import People, User
 
 Scope = MutableMapping[str, Any]
@@ -199,25 +197,6 @@ class Guard:
             return user
         person = self._people.find(user.name)
         return user if person is not None and person.has_password else None
-
-
-def site_origin(address: str, *, where: str) -> str:
-    """``https://host[:port]`` of the address of a site, given by the option ``where``.
-
-    Raises:
-        UsageError: it is no such address, or has a path.
-    """
-    try:
-        parts = urllib.parse.urlsplit(address.strip())
-        host, _ = parts.hostname, parts.port
-    except ValueError:  # a port that is none, a bracket that is not closed
-        parts, host = urllib.parse.urlsplit(""), None
-    whole = parts.scheme in ("http", "https") and host and not parts.username
-    if not whole or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise UsageError(
-            f"{address!r} is not the address of a site", where=where, advice="write it like https://judge.example.org"
-        )
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def who_may(method: str, path: str) -> str | None:

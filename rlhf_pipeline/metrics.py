@@ -9,9 +9,13 @@ import resource
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_pipeline.errors import TrainingError
+
+Gate = Literal["chance", "length", "calibration", "template"]
+"""What is asked of a reward model before anything is trained on it."""
+GATES: tuple[Gate, ...] = ("chance", "length", "calibration", "template")
 
 
 class MetricsWriter:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
@@ -150,7 +151,9 @@ def _is_causal(config: PretrainedConfig) -> bool:
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     named = set(config.architectures or [])
     causal = {known} if isinstance(known, str) else set(known or ())
-    return bool(causal) and not config.is_encoder_decoder and (not named or bool(causal & named))
+    # A decoder that classifies is named for that, as BERT is; but nobody fills BERT's gaps with a decoder.
+    one_way = config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(causal) and not config.is_encoder_decoder and (not named or one_way or bool(causal & named))
 
 
 def is_encoder(config: PretrainedConfig) -> bool:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from rlhf_pipeline.metrics import wilson_interval
-
-Gate = Literal["chance", "length", "calibration", "template"]
-GATES: tuple[Gate, ...] = ("chance", "length", "calibration", "template")
+from rlhf_pipeline.metrics import GATES, Gate, wilson_interval
 
 _MOST_SLICES = 12
 _CODE = ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust")

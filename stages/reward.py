@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from rlhf_pipeline.config import ModelConfig, Section, TrainingSection
 from rlhf_pipeline.data.sources import SourceConfig
-from rlhf_pipeline.reward_evaluation import Gate
+from rlhf_pipeline.metrics import Gate
 from stages import reward_check, reward_learn
 from stages.job import Job
 from stages.pairs import load_pairs

@@ -86,7 +86,7 @@ def invite(
     url: Annotated[str, typer.Option(help="Where the app is reached.")] = _LOCAL,
 ) -> None:
     """Print a link with which one person makes an account, once."""
-    from annotation_ui.guard import site_origin
+    from rlhf_pipeline.store.people import site_origin
 
     site = site_origin(url, where="--url")
     with _store(folder) as store:

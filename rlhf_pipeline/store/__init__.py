@@ -8,8 +8,8 @@ Reads and writes one database (SQLite file or PostgreSQL URL); the tables are in
   :meth:`JudgementStore.submit` has returned, the judgement is on the disk. The same ``client_token`` is recognised.
 - A second answer to the same assignment is a revision, taking an answer back is a row of its own: each names the row it
   supersedes. Choices are kept against response ids; what was shown on which side is kept beside them.
-- A round has a form (what is asked) and terms (in which order tasks go out, how many of them come back or have a known
-  answer). Answers are held against the form under which the task was given.
+- A round has a form (what is asked) and terms (in which order tasks go out, how many come back or have a known answer).
+  Answers are held against the form under which the task was given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Connection, select, update
 
 from rlhf_pipeline.errors import AnswerRefused, StoreError
 from rlhf_pipeline.store import rounds
@@ -32,6 +32,7 @@ from rlhf_pipeline.store.answers import (
     held_assignments,
     insert_answers,
     is_editable,
+    keep_draft,
     known_tokens,
     standing_judgement,
     take_back,
@@ -56,15 +57,18 @@ from rlhf_pipeline.store.records import (
     Submitted,
     TaskRow,
 )
-from rlhf_pipeline.store.reports import assignments_by_id, judgements_of, progress_of, rounds_of, tasks_of
-from rlhf_pipeline.store.tables import assignment, draft, guideline, round_, task
-from rlhf_pipeline.store.tasks import add_tasks, expire, recount, return_to_pool
+from rlhf_pipeline.store.reports import (
+    assignments_by_id,
+    counts_of_person,
+    judgements_of,
+    progress_of,
+    rounds_of,
+    tasks_of,
+)
+from rlhf_pipeline.store.tables import assignment, round_
+from rlhf_pipeline.store.tasks import add_tasks, expire, held_by, recount, return_to_pool
 
-EXPIRE_MS = 1_000
-"""A lease that has run out is given to others so much later at most."""
-
-KEPT_TASKS = 10_000
-"""Tasks whose responses stay in memory: they are needed when a task is given, and when its answer comes."""
+KEPT_TASKS = 10_000  # whose responses stay in memory: they are needed when a task is given and when its answer comes
 
 LARGEST_DRAFT = 200_000
 """Characters of JSON."""
@@ -149,14 +153,7 @@ class JudgementStore:
     def set_guidelines(self, round_id: int, markdown: str) -> int:
         """What the people of a round are told; returns the version, a new one only where the text is new."""
         with self.database.write() as connection:
-            last = rounds.newest_guidelines(connection, round_id)
-            if last is not None and last.markdown == markdown:
-                return int(last.version)
-            version = int(last.version) + 1 if last is not None else 1
-            connection.execute(
-                insert(guideline).values(round_id=round_id, version=version, markdown=markdown, created_at=now_ms())
-            )
-            return version
+            return rounds.set_guidelines(connection, round_id, markdown, now_ms())
 
     def guidelines(self, round_id: int) -> str:
         """The newest guidelines of a round as Markdown; empty where it has none."""
@@ -180,10 +177,7 @@ class JudgementStore:
     def set_priorities(self, round_id: int, priorities: Mapping[int, float]) -> None:
         """Priority by task id: the highest goes out first, except where the round's order is random."""
         with self.database.write() as connection:
-            for id_, priority in priorities.items():
-                of_task = (task.c.id == id_) & (task.c.round_id == round_id)
-                connection.execute(update(task).where(of_task).values(priority=priority))
-            log_event(connection, now_ms(), None, "prioritise", "task", round_id, {"tasks": len(priorities)})
+            rounds.set_priorities(connection, round_id, priorities, now_ms())
 
     def set_gold(self, task_id: int, gold: Gold | None, by: int | None = None) -> None:
         """Make a task one whose answer is known, or (None) one that is judged like the others.
@@ -216,7 +210,7 @@ class JudgementStore:
         now = now_ms() if now is None else now
         with self.database.write() as connection:
             lease_s = connection.execute(select(round_.c.lease_s).where(round_.c.id == round_id)).scalar_one()
-            held = _held(round_id, user_id, ids)
+            held = held_by(round_id, user_id, ids)
             until = now + lease_s * 1000
             return connection.execute(update(assignment).where(held).values(lease_until=until)).rowcount
 
@@ -224,7 +218,7 @@ class JudgementStore:
         """Return a person's leases to the pool before they run out; returns how many."""
         now = now_ms() if now is None else now
         with self.database.write() as connection:
-            rows = connection.execute(select(assignment).where(_held(round_id, user_id, ids))).all()
+            rows = connection.execute(select(assignment).where(held_by(round_id, user_id, ids))).all()
             return_to_pool(connection, rows, "release", now)
             return len(rows)
 
@@ -237,11 +231,7 @@ class JudgementStore:
         if len(json.dumps(answer)) > LARGEST_DRAFT:
             raise AnswerRefused(f"the draft is larger than {LARGEST_DRAFT:,} characters")
         with self.database.write() as connection:
-            held_assignments(connection, user_id, [assignment_id])
-            connection.execute(delete(draft).where(draft.c.assignment_id == assignment_id))
-            if answer is not None:
-                row = {"assignment_id": assignment_id, "answer": dict(answer), "updated_at": now_ms()}
-                connection.execute(insert(draft).values(row))
+            keep_draft(connection, user_id, assignment_id, answer, now_ms())
 
     def submit(self, user_id: int, answer: Answer, *, now: int | None = None, hold: int = 0) -> Submitted:
         """Keep one answer and lease the next tasks, so that the person holds ``hold`` of them.
@@ -292,12 +282,12 @@ class JudgementStore:
 
     def _expire(self, connection: Connection, now: int) -> None:
         """Return what ran out to the pool, at most once a second: nobody waits long for it, everybody for the lock."""
-        if abs(now - self._expired_at) >= EXPIRE_MS:
+        if abs(now - self._expired_at) >= 1_000:
             expire(connection, now)
             self._expired_at = now
 
     def _assignments(self, ids: Sequence[int]) -> list[Assignment]:
-        """Read after the writing transaction, so that others need not wait for it."""
+        """Read after the writing transaction: others need not wait for it."""
         if len(self._responses) > KEPT_TASKS:
             self._responses = {}  # another one: threads that are at work keep theirs
         with self.database.read() as connection:
@@ -390,11 +380,9 @@ class JudgementStore:
             return judgements_of(connection, round_id, user_id)[::-1]
 
     def count_of(self, round_id: int, user_id: int) -> tuple[int, int]:
-        """How many tasks of a round one person has judged or skipped, and how many of them were to be judged: the
-        others have a known answer or came back."""
+        """How many tasks of a round a person has judged or skipped, and how many of them were to be judged."""
         with self.database.read() as connection:
-            every, judged = connection.execute(_COUNTS, {"person": user_id, "round": round_id}).one()
-            return int(every), int(judged)
+            return counts_of_person(connection, round_id, user_id)
 
     def progress(self, round_id: int, now: int | None = None) -> Progress:
         """How far a round is; leases that have run out do not count as held."""
@@ -410,17 +398,3 @@ class JudgementStore:
         """What does not agree in the store (counts, states, references), one line each; empty where all is well."""
         with self.database.read() as connection:
             return differences(connection)
-
-
-_COUNTS = (
-    select(func.count(), func.count(case((assignment.c.purpose == "judge", 1))))
-    .select_from(assignment)
-    .join(task, task.c.id == assignment.c.task_id)
-    .where(assignment.c.user_id == bindparam("person"), assignment.c.state.in_(("done", "skipped")))
-    .where(task.c.round_id == bindparam("round"), assignment.c.purpose != "adjudicate")
-)
-
-
-def _held(round_id: int, user_id: int, ids: Sequence[int]) -> ColumnElement[bool]:
-    of_round = assignment.c.task_id.in_(select(task.c.id).where(task.c.round_id == round_id))
-    return and_(assignment.c.id.in_(ids), assignment.c.user_id == user_id, assignment.c.state == "leased", of_round)

@@ -201,6 +201,21 @@ def is_editable(connection: Connection, given: Row[Any], now: int) -> bool:
     return True
 
 
+def keep_draft(
+    connection: Connection, user_id: int, assignment_id: int, answer: Mapping[str, Any] | None, now: int
+) -> None:
+    """Keep what a person has not finished, in place of what was kept before (None: forget it).
+
+    Raises:
+        AnswerRefused: the assignment is not this person's.
+    """
+    held_assignments(connection, user_id, [assignment_id])
+    connection.execute(_FORGET_DRAFTS, {"ids": [assignment_id]})
+    if answer is not None:
+        row = {"assignment_id": assignment_id, "answer": dict(answer), "updated_at": now}
+        connection.execute(insert(draft).values(row))
+
+
 def take_back(connection: Connection, target: Row[Any], client_token: str, lease_until: int, now: int) -> None:
     """Supersede a judgement by a row that says it was withdrawn, and lease its task to the person again."""
     connection.execute(

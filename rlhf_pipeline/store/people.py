@@ -9,19 +9,20 @@ from __future__ import annotations
 import re
 import secrets
 import unicodedata
+import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from rlhf_pipeline.errors import LoginRefused, StoreError
+from rlhf_pipeline.errors import LoginRefused, StoreError, UsageError
 from rlhf_pipeline.store import passwords
 from rlhf_pipeline.store.audit import log_event
 from rlhf_pipeline.store.engine import now_ms
 from rlhf_pipeline.store.logins import SESSION_SECONDS, Logins, User, end_sessions, person, sha256
 from rlhf_pipeline.store.tables import invite, user
 
-__all__ = ["NAME_LENGTH", "ROLES", "SESSION_SECONDS", "Invite", "People", "Person", "User", "clean_name"]
+__all__ = ["NAME_LENGTH", "ROLES", "SESSION_SECONDS", "Invite", "People", "Person", "User", "clean_name", "site_origin"]
 
 NAME_LENGTH = 80
 ROLES = ("admin", "annotator", "reader")
@@ -334,3 +335,22 @@ def _person(row: Row[Any]) -> Person:
         created_at=int(row.created_at),
         last_seen_at=row.last_seen_at,
     )
+
+
+def site_origin(address: str, *, where: str) -> str:
+    """``https://host[:port]`` of the address of a site, given by the option ``where``.
+
+    Raises:
+        UsageError: it is no such address, or has a path.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address.strip())
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # a port that is none, a bracket that is not closed
+        parts, host = urllib.parse.urlsplit(""), None
+    whole = parts.scheme in ("http", "https") and host and not parts.username
+    if not whole or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise UsageError(
+            f"{address!r} is not the address of a site", where=where, advice="write it like https://judge.example.org"
+        )
+    return f"{parts.scheme}://{parts.netloc}"

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Label, Row, and_, case, func, select
+from sqlalchemy import ColumnElement, Connection, Label, Row, and_, bindparam, case, func, select
 
 from rlhf_pipeline.records import Prompt, messages_from_json
 from rlhf_pipeline.store.forms import form_of
@@ -269,3 +269,18 @@ def progress_of(connection: Connection, round_id: int, now: int) -> Progress:
         leased=leased,
         annotators={row[0]: row[1] for row in connection.execute(people)},
     )
+
+
+_COUNTS = (
+    select(func.count(), func.count(case((assignment.c.purpose == "judge", 1))))
+    .select_from(assignment)
+    .join(task, task.c.id == assignment.c.task_id)
+    .where(assignment.c.user_id == bindparam("person"), assignment.c.state.in_(("done", "skipped")))
+    .where(task.c.round_id == bindparam("round"), assignment.c.purpose != "adjudicate")
+)
+
+
+def counts_of_person(connection: Connection, round_id: int, user_id: int) -> tuple[int, int]:
+    """How many tasks of a round a person has judged or skipped, and how many of them were to be judged."""
+    every, judged = connection.execute(_COUNTS, {"person": user_id, "round": round_id}).one()
+    return int(every), int(judged)

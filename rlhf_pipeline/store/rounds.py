@@ -97,3 +97,21 @@ def set_gold(connection: Connection, task_id: int, gold: Gold | None, by: int | 
     connection.execute(update(task).where(task.c.id == task_id).values(gold=kept))
     recount(connection, [task_id])
     log_event(connection, now, by, "gold" if kept else "no gold", "task", task_id, kept)
+
+
+def set_guidelines(connection: Connection, round_id: int, markdown: str, now: int) -> int:
+    """Keep what the people of a round are told; returns the version, a new one only where the text is new."""
+    last = newest_guidelines(connection, round_id)
+    if last is not None and last.markdown == markdown:
+        return int(last.version)
+    version = int(last.version) + 1 if last is not None else 1
+    connection.execute(insert(guideline).values(round_id=round_id, version=version, markdown=markdown, created_at=now))
+    return version
+
+
+def set_priorities(connection: Connection, round_id: int, priorities: Mapping[int, float], now: int) -> None:
+    """Keep priorities by task id."""
+    for id_, priority in priorities.items():
+        of_task = (task.c.id == id_) & (task.c.round_id == round_id)
+        connection.execute(update(task).where(of_task).values(priority=priority))
+    log_event(connection, now, None, "prioritise", "task", round_id, {"tasks": len(priorities)})

@@ -205,3 +205,9 @@ def return_to_pool(connection: Connection, rows: Sequence[Any], verb: str, now: 
                 for r in rows
             ],
         )
+
+
+def held_by(round_id: int, user_id: int, ids: Sequence[int]) -> ColumnElement[bool]:
+    """That an assignment is one of these, leased to the person in this round."""
+    of_round = assignment.c.task_id.in_(select(task.c.id).where(task.c.round_id == round_id))
+    return and_(assignment.c.id.in_(ids), assignment.c.user_id == user_id, assignment.c.state == "leased", of_round)

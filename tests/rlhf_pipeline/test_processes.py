@@ -20,7 +20,8 @@ ROWS = [[7], [], [1, 0, 2], [0, 0], [9, 9, 9, 9]]
 def rollout(lengths: list[int]) -> Rollout:
     responses = [[1] * length for length in lengths]
     mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
-    return Rollout([[1, 2]] * len(lengths), responses, torch.ones(len(lengths), dtype=torch.bool), mask, 0)
+    ended = torch.ones(len(lengths), dtype=torch.bool)
+    return Rollout([[1, 2]] * len(lengths), responses, ended, mask, torch.zeros(mask.shape), 0)
 
 
 def work_together(folder: Path) -> dict[str, Any]:

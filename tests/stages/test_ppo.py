@@ -151,7 +151,7 @@ def test_without_a_critic(estimator: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     original = rollouts.sample
     monkeypatch.setattr(rollouts, "sample", sample)
-    ppo.run(make_job(tmp_path, model, "whole", estimator=estimator, samples_per_prompt=4))
+    ppo.run(make_job(tmp_path, model, "whole", estimator=estimator, samples_per_prompt=4, stop={"every": None}))
     rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert not [key for key in rows[0] if "val" in key]
     assert rows[-1]["objective/kl_k3"] > 0
@@ -168,7 +168,7 @@ def test_without_a_critic(estimator: str, tmp_path: Path, monkeypatch: pytest.Mo
         return learnt
 
     monkeypatch.setattr(ppo, "learn", learn_and_fail)
-    job = make_job(tmp_path, model, estimator=estimator, samples_per_prompt=4)
+    job = make_job(tmp_path, model, estimator=estimator, samples_per_prompt=4, stop={"every": None})
     with pytest.raises(KeyboardInterrupt):
         ppo.run(job)
     ppo.run(job)
@@ -280,9 +280,9 @@ def test_several_sources_are_added_in_their_standard_deviations(
     ppo.run(make_job(tmp_path, model, "whole", rewards=rewards))
     row = read_metrics(tmp_path / "whole" / "metrics.jsonl")[0]
     assert totals[0][0].mean().item() == pytest.approx(0, abs=1e-5)  # settled on these very responses
-    assert row["objective/scores"] == pytest.approx(totals[1][0].mean().item())
-    assert set(totals[1][1]) == {"reward_model", "mine.shorter"}
-    assert row["objective/scores/mine.shorter"] == totals[1][1]["mine.shorter"] < 0
+    assert row["objective/scores"] == pytest.approx(totals[2][0].mean().item())  # after the probe's
+    assert set(totals[2][1]) == {"reward_model", "mine.shorter"}
+    assert row["objective/scores/mine.shorter"] == totals[2][1]["mine.shorter"] < 0
 
     learn, calls = ppo.learn, itertools.count(1)
 

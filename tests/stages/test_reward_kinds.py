@@ -107,7 +107,8 @@ def test_ppo_and_evaluation_score_text_by_an_encoder(llama, tmp_path):
 
 def rollout_of(chat: Any, prompts: Any, responses: Any) -> Rollout:
     packed = pad_sequences(prompts, responses, pad_id=chat.pad_id)
-    return Rollout(prompts, responses, torch.ones(len(prompts), dtype=torch.bool), packed.response_mask, chat.pad_id)
+    ended, drawn = torch.ones(len(prompts), dtype=torch.bool), torch.zeros(packed.response_mask.shape)
+    return Rollout(prompts, responses, ended, packed.response_mask, drawn, chat.pad_id)
 
 
 @pytest.mark.parametrize("rule", ["min", "mean_minus_std"])

@@ -82,7 +82,7 @@ def test_a_database_of_another_program(tmp_path: Path) -> None:
         JudgementStore.open(path)
 
 
-@pytest.mark.parametrize(("version", "said"), [(99, "pip install --upgrade"), (0, "needs 2 or one before it")])
+@pytest.mark.parametrize(("version", "said"), [(99, "pip install --upgrade"), (0, "needs 3 or one before it")])
 def test_a_store_of_another_version(location: str, version: int, said: str) -> None:
     store = JudgementStore.open(location)
     with store.database.write() as connection:
