@@ -167,7 +167,7 @@ def test_the_doctor_says_when_preferences_are_no_judgements(
 
 
 def test_the_doctor_counts_a_full_reward_model_beside_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf_pipeline.memory import base_bytes
+    from rlhf_pipeline.memory import adapter_parameters, base_bytes
     from stages import doctor, settings
 
     needs: dict[str, float] = {}
@@ -177,8 +177,10 @@ def test_the_doctor_counts_a_full_reward_model_beside_the_base(tmp_path: Path, m
         needs.clear()
         assert rlhf("doctor", write_config(tmp_path), "--set", f"reward.lora={lora}").code == 0
         found[lora] = needs["ppo"]
-    base = base_bytes(doctor._shape(settings.load(write_config(tmp_path))), width=4, four_bit=False)
-    assert found["null"] - found["{rank: 16}"] == pytest.approx(base)
+    chosen = settings.load(write_config(tmp_path))
+    shape = doctor._shape(chosen)
+    base, adapter = base_bytes(shape, width=4, four_bit=False), 4 * adapter_parameters(shape, doctor._lora(chosen).rank)
+    assert found["null"] - found["{rank: 16}"] == pytest.approx(base - adapter)  # in place of the frozen adapter
 
 
 def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

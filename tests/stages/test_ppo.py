@@ -347,7 +347,7 @@ def test_a_full_reward_model_scores_as_it_was_trained(
     original = rollouts.sample
     monkeypatch.setattr(rollouts, "sample", sample)
     before = {path.name: path.read_bytes() for path in (tmp_path / "reward" / "model").iterdir()}
-    ppo.run(make_job(tmp_path, model))
+    ppo.run(make_job(tmp_path, model, stop={"every": None}))
     assert "it is held in memory beside the base" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "reward" / "model").iterdir()} == before
 
