@@ -711,7 +711,7 @@ CASES = [
     case(learning_rate_too_high, 1, "loss|finite|number", "learning_rate"),
     case(learning_rate_too_high_in_the_last_step, 1, "finite|number|nan|inf", "learning_rate"),
     case(learning_rate_too_high_for_ppo, 1, "finite", "learning_rate", kept=UP_TO_REWARD),
-    case(learning_rate_too_high_in_ppos_last_step, 1, "nan|inf", "learning_rate", kept=UP_TO_REWARD),
+    case(learning_rate_too_high_in_ppos_last_step, 1, "finite|nan|inf", "learning_rate", kept=UP_TO_REWARD),
     case(learning_rate_too_high_for_reward, 1, "finite|number|nan|inf", "learning_rate", kept="sft sample collect"),
     case(learning_rate_too_high_for_dpo, 1, "finite|number|nan|inf", "learning_rate", kept=UP_TO_REWARD),
 ]
