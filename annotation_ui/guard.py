@@ -27,9 +27,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "rlhf_session"
 LARGEST_BODY = 64 * 1024
-REMEMBER_SECONDS = 5.0
-"""How long a session that was looked up is believed without looking again: a page asks for sixty files at once, and who
-judges asks every few seconds. Somebody who is blocked on the command line is out after this long."""
+REMEMBER_SECONDS = 1.0
+"""How long a session that was looked up is believed without looking again: a page asks for sixty files at once."""
 
 PER_SECOND, AT_ONCE = 20.0, 100.0
 """Requests of one person to the API: so many in the long run, so many in a burst."""

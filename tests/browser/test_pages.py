@@ -31,7 +31,9 @@ def faults_in_both(page: Any) -> list[str]:
 
 def faults(page: Any) -> list[str]:
     """What axe-core finds, but for remarks on best practice."""
-    page.wait_for_timeout(200)  # colours fade in
+    page.wait_for_timeout(200)  # colours begin to fade in
+    while page.evaluate("document.getAnimations().some(one => one.playState === 'running')"):
+        page.wait_for_timeout(50)
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate(AXE)
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
