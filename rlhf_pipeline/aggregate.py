@@ -99,15 +99,15 @@ def aggregate(
         counting: which votes count, and how.
         who: the name under which a person stands in the records.
     """
-    counted, late, flagged = _counted(judgements, counting)
+    kept, late, flagged = counted(judgements, counting)
     of_task: dict[int, list[JudgementRow]] = defaultdict(list)
     decisions: dict[int, JudgementRow] = {}
-    for row in counted:
+    for row in kept:
         if row.purpose == "judge":
             of_task[row.task_id].append(row)
         elif row.purpose == "adjudicate":
             decisions[row.task_id] = row  # the last one counts
-    model = _model(tasks, counted, decisions, counting.rule)
+    model = _model(tasks, kept, decisions, counting.rule)
     preferences: list[Preference] = []
     pairs, ties, corrected, skipped = 0, 0, 0, 0
     for task in tasks:
@@ -141,7 +141,7 @@ def aggregate(
     return preferences, summary
 
 
-def _counted(judgements: Sequence[JudgementRow], counting: Counting) -> tuple[list[JudgementRow], int, int]:
+def counted(judgements: Sequence[JudgementRow], counting: Counting) -> tuple[list[JudgementRow], int, int]:
     """The judgements that count, and how many are left out for being late and for a flag on their task."""
     real = [row for row in judgements if row.purpose in ("judge", "adjudicate")]
     bad = set() if counting.flagged else {row.task_id for row in real if row.flags}

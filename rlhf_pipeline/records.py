@@ -129,6 +129,66 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleVotes:
+    """What judges said of one rule and one response.
+
+    Args:
+        broken: the probability that the response breaks the rule: the share of the judges who said so, or what a model
+            of their votes makes of it.
+        judgements: how many people answered.
+    """
+
+    broken: float
+    judgements: int
+
+    @property
+    def verdict(self) -> Literal["broken", "kept", "divided"]:
+        """What most say; "divided" where as many say one thing as the other."""
+        if abs(self.broken - 0.5) < 1e-9:
+            return "divided"
+        return "broken" if self.broken > 0.5 else "kept"
+
+
+@dataclass(frozen=True, slots=True)
+class RuledResponse:
+    """A response with what judges said of each rule: a row of ``rules.jsonl``.
+
+    Args:
+        rules: every rule of the round → its votes; None where nobody was asked about this response, or nobody answered.
+        cut: the response was cut off at a limit.
+    """
+
+    prompt: Prompt
+    response: str
+    rules: Mapping[str, RuleVotes | None]
+    cut: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        unanswered = {"verdict": "unanswered", "broken": None, "judgements": 0}
+        return {
+            "prompt": [m.to_json() for m in self.prompt.messages],
+            "response": self.response,
+            "rules": {
+                rule: {"verdict": votes.verdict, "broken": votes.broken, "judgements": votes.judgements}
+                if votes
+                else dict(unanswered)
+                for rule, votes in self.rules.items()
+            },
+            "cut": self.cut,
+            "prompt_id": self.prompt.id,
+        }
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> RuledResponse:
+        """Read what :meth:`to_json` wrote."""
+        rules = {
+            rule: None if said["broken"] is None else RuleVotes(said["broken"], said["judgements"])
+            for rule, said in row["rules"].items()
+        }
+        return RuledResponse(Prompt(messages_from_json(row["prompt"])), row["response"], rules, row["cut"])
+
+
+@dataclass(frozen=True, slots=True)
 class SampledResponse:
     """One response of a policy: its text, its token ids (stop token included), and whether it ended by itself."""
 

@@ -2,9 +2,10 @@
 
 Reads the sampled responses (or ready-made preferences), fills the judgement store with pairs or rankings, and writes
 ``preferences.jsonl`` once enough has been judged, with what there is to know of them in ``preference_report.json`` (and
-``demonstrations.jsonl`` where people corrected responses). Who judges is ``collect.judges``: people in the browser, the
-simulated annotators, or those who made an imported data set; all go through the same store. The store outlives the
-stage: what was judged is never deleted, and an interrupted run goes on where it stopped.
+``demonstrations.jsonl`` where people corrected responses, ``rules.jsonl`` where rules were asked). Who judges is
+``collect.judges``: people in the browser, the simulated annotators, or those who made an imported data set; all go
+through the same store. The store outlives the stage: what was judged is never deleted, and an interrupted run goes on
+where it stopped.
 
     rlhf run CONFIG collect
     rlhf annotate RUN
@@ -13,7 +14,6 @@ stage: what was judged is never deleted, and an interrupted run goes on where it
 from __future__ import annotations
 
 import contextlib
-import random
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +24,8 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_pipeline.config import NO_EFFECT, Section
 from rlhf_pipeline.data.sources import SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
-from rlhf_pipeline.pocket.annotators import PANEL, SimulatedAnnotator
-from stages import labels
+from rlhf_pipeline.pocket.annotators import PANEL
+from stages import labels, simulated
 from stages.job import Job
 from stages.labels import VotesSection, WeakSection
 from stages.rounds import FormSection, digest, open_round
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from rlhf_pipeline.store.records import Answer, Assignment, NewTask, Progress
     from stages.settings import Settings
 
-_BATCH = 64  # judgements of a simulated annotator in one transaction
 _IMPORT_BATCH = 500
 
 
@@ -57,7 +56,8 @@ class Config(Section):
     """Where ``form.kind`` is ``ranking``: responses to one prompt that are put in order at once. K of them give
     K (K - 1) / 2 preferences."""
     form: FormSection = FormSection()
-    """What people are asked about each pair or ranking."""
+    """What people are asked about each pair or ranking; of simulated annotators only the rules are asked beside the
+    choice, and they know five (``rlhf_pipeline/pocket/judge.py``)."""
     overlap: int = Field(1, ge=1)
     """Different people who judge each pair; from 2 on their agreement is reported."""
     panel: list[str] = Field(default_factory=lambda: ["Ada the expert", "Bruno the steady"], min_length=1)
@@ -122,6 +122,7 @@ def run(job: Job) -> dict[str, Any]:
     from rlhf_pipeline.aggregate import demonstrations
     from rlhf_pipeline.records import write_jsonl
     from rlhf_pipeline.store import JudgementStore
+    from rlhf_pipeline.store.forms import forms_of
 
     config: Config = job.config
     url = store_url(config, job.run_folder)
@@ -132,10 +133,11 @@ def run(job: Job) -> dict[str, Any]:
         else:
             round_id = open_round(store, job.settings, _sampled(job), config.judges)
         if config.judges == "simulated":
-            _simulate(job, store, round_id)
+            simulated.judge(job, store, round_id)
         if config.judges == "people":
             _wait_for_people(job, store, round_id)
         tasks, judgements = store.tasks(round_id), store.judgements(round_id)
+        forms = forms_of(store.database, {row.form_digest for row in judgements})
         seen = {"round": round_id, "last_judgement": _last_judgement(store, round_id)}
     finally:
         store.close()
@@ -155,7 +157,7 @@ def run(job: Job) -> dict[str, Any]:
         write_jsonl(job.folder / "demonstrations.jsonl", (d.to_json() for d in corrected))
         job.say(f"{len(corrected):,} corrected responses in demonstrations.jsonl, ready for data.demonstrations")
     labels.report(job, preferences)
-    return summary.to_json() | seen
+    return summary.to_json() | labels.rules(job, tasks, judgements, forms) | seen
 
 
 def judged_since(config: Config, run_folder: Path, metrics: Mapping[str, Any]) -> str | None:
@@ -259,68 +261,6 @@ def _needed(progress: Progress) -> str:
     done, people = progress.wanted - progress.remaining, len(progress.annotators)
     made = f"{done:,} made, by {people} {'person' if people == 1 else 'people'}" if done else "none made yet"
     return f"{progress.remaining:,} of {progress.wanted:,} judgements are still needed ({made})"
-
-
-def _simulate(job: Job, store: JudgementStore, round_id: int) -> None:
-    """The panel judges what is open, in turn and by batches; an interrupted batch is done again by the same judge."""
-    config: Config = job.config
-    panel = [PANEL[name] for name in config.panel]
-    users = [store.user(annotator.name, "simulated") for annotator in panel]
-    progress = store.progress(round_id)
-    scores: dict[tuple[str, str], float | None] = {}
-    if progress.judgements > 0 and progress.remaining:
-        job.say(f"{progress.judgements:,} of {progress.wanted:,} judgements are there already")
-    with job.track("judging", progress.wanted) as advance:
-        advance(progress.judgements)
-        turn, idle = _turn(progress.judgements, progress.tasks, config.overlap), 0
-        while idle < len(panel):
-            annotator, user_id = panel[turn % len(panel)], users[turn % len(panel)]
-            held = store.lease(round_id, user_id, _BATCH)
-            answers = [_simulated_answer(job, annotator, given, scores) for given in held]
-            if answers and all(score is None for score in scores.values()):
-                raise ConfigError(
-                    "the simulated annotators can read none of these responses: they know only what pocket speaks of",
-                    where="collect.judges",
-                    advice="collect.judges: people, or data.prompts: pocket",
-                )
-            if answers:
-                store.submit_many(user_id, answers)
-            advance(len(answers))
-            idle = 0 if held else idle + 1
-            turn += 1
-
-
-def _turn(judgements: int, tasks: int, overlap: int) -> int:
-    """How many batches were finished when so many judgements were made: each batch of tasks takes ``overlap`` turns."""
-    whole = judgements // (_BATCH * overlap)
-    size = min(_BATCH, tasks - whole * _BATCH)
-    return whole * overlap + ((judgements - whole * _BATCH * overlap) // size if size > 0 else 0)
-
-
-def _simulated_answer(
-    job: Job, annotator: SimulatedAnnotator, given: Assignment, scores: dict[tuple[str, str], float | None]
-) -> Answer:
-    from rlhf_pipeline.pocket.judge import gold
-    from rlhf_pipeline.records import messages_digest
-    from rlhf_pipeline.store.records import Answer, text_digest
-
-    left, right = given.responses
-    prompt = messages_digest(given.prompt)
-    for response in (left, right):
-        if (prompt, response.text) not in scores:
-            scores[prompt, response.text] = gold(given.prompt, response.text, response.finish == "eos")
-    pair = ":".join([prompt, *sorted(text_digest(r.text) for r in (left, right))])
-    choice = annotator.judge(
-        random.Random(f"{job.seed}:{annotator.name}:{pair}"),
-        scores[prompt, left.text],
-        scores[prompt, right.text],
-        len(left.text.split()),
-        len(right.text.split()),
-    )
-    token = f"simulated-{given.id}"
-    if choice in ("tie", "both_bad"):
-        return Answer(token, given.id, "tie" if choice == "tie" else "all_bad")
-    return Answer(token, given.id, "response", (left if choice == "a" else right).id)
 
 
 def _import(job: Job, store: JudgementStore) -> int:

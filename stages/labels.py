@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,13 +20,14 @@ from stages.job import Job
 from stages.prompts import split_rule
 
 if TYPE_CHECKING:
-    from rlhf_pipeline.aggregate import Summary
+    from rlhf_pipeline.aggregate import Counting, Summary
     from rlhf_pipeline.label_model import Quality
     from rlhf_pipeline.records import Preference, Prompt, SampledResponse
     from rlhf_pipeline.reliability import Proportion
-    from rlhf_pipeline.store.records import JudgementRow, TaskRow
+    from rlhf_pipeline.store.records import Form, JudgementRow, TaskRow
 
 REPORT = "preference_report.json"
+RULES = "rules.jsonl"
 
 
 class VotesSection(Section):
@@ -36,7 +37,7 @@ class VotesSection(Section):
     """``majority``: the share of the votes. ``dawid_skene`` weighs people by how often they are right and by their
     liking for a side, measured on each other, on gold questions and on an admin's decisions; it wants ``overlap`` of 2
     or more. ``noisy_bradley_terry``: by how often they look at all. The share, or the model's, is the preference's
-    probability."""
+    probability. Answers about rules are counted likewise, by ``noisy_bradley_terry`` as by ``majority``."""
     late: Literal["keep", "drop"] = "keep"
     """Judgements that came after their place was given to somebody else."""
     flagged: Literal["keep", "drop"] = "keep"
@@ -73,11 +74,9 @@ def count(
     job: Job, url: str, tasks: Sequence[TaskRow], judgements: Sequence[JudgementRow]
 ) -> tuple[list[Preference], Summary]:
     """The votes as preferences, by the rules of ``collect.votes``; people stand in them under pseudonyms."""
-    from rlhf_pipeline.aggregate import Counting, aggregate
+    from rlhf_pipeline.aggregate import aggregate
 
-    config = job.config
-    votes: VotesSection = config.votes
-    counting = Counting(votes.rule, late=votes.late == "keep", flagged=votes.flagged == "keep")
+    config, counting = job.config, _counting(job.config.votes)
     preferences, summary = aggregate(tasks, judgements, source=config.judges, counting=counting, who=_who(job, url))
     for number, what in ((summary.late, "that came late"), (summary.flagged, "of flagged tasks")):
         if number:
@@ -97,6 +96,30 @@ def _who(job: Job, url: str) -> Callable[[str], str]:
     from rlhf_pipeline.exchange.pseudonyms import Pseudonyms, read_salt, salt_beside
 
     return Pseudonyms(read_salt(salt_beside(url, job.run_folder))).of
+
+
+def rules(
+    job: Job, tasks: Sequence[TaskRow], judgements: Sequence[JudgementRow], forms: Mapping[str, Form]
+) -> dict[str, Any]:
+    """Write ``rules.jsonl`` where rules were asked, and say what came of each; the result is for the manifest."""
+    from rlhf_pipeline.records import write_jsonl
+    from rlhf_pipeline.rule_judgements import rule_records
+
+    path = job.folder / RULES
+    path.unlink(missing_ok=True)  # of a try that was interrupted
+    records, found = rule_records(tasks, judgements, forms, counting=_counting(job.config.votes))
+    if not records:
+        return {}
+    write_jsonl(path, (record.to_json() for record in records))
+    for one in found:
+        job.say(one.sentence())
+    return {"rules": [one.to_json() for one in found]}
+
+
+def _counting(votes: VotesSection) -> Counting:
+    from rlhf_pipeline.aggregate import Counting
+
+    return Counting(votes.rule, late=votes.late == "keep", flagged=votes.flagged == "keep")
 
 
 def report(job: Job, preferences: Sequence[Preference]) -> None:

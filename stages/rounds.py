@@ -66,7 +66,7 @@ class FormSection(Section):
     all_bad: bool = False
     """Whether "none is good" is an answer; it counts as a tie."""
     rules: list[str] = Field(default_factory=list, max_length=20)
-    """Rules; of each response people say which of them it breaks."""
+    """Rules; of each response people say which of them it breaks. What they said comes into ``rules.jsonl``."""
     attributes: list[AttributeSection] = Field(default_factory=list, max_length=10)
     """Properties of which each response is rated, e.g. ``[{name: helpful, low: not at all, high: very}]``."""
     correction: bool = False
@@ -152,14 +152,16 @@ def open_round(store: JudgementStore, settings: Settings, sampled: Artifact, jud
             f"there is no pair to judge: the responses to each of the {len(sets)} prompts are all the same",
             advice="raise sample.temperature or sample.responses",
         )
-    # Simulated judges draw lots: another seed is another panel. People's work is kept whatever the seed.
+    # Simulated judges draw lots: another seed is another panel, and new rules are asked of all. People's work is kept.
+    rules = () if by_people else _known_rules(config.form.rules)
+    lots = [source, settings.run.seed, *([rules] if rules else [])]
     round_id = store.open_round(
         judges,
         overlap=config.overlap,
         seed=settings.run.seed,
-        source_digest=digest([source, settings.run.seed]) if judges == "simulated" else source,
+        source_digest=digest(lots) if judges == "simulated" else source,
         lease_seconds=config.lease_minutes * 60,
-        form=config.form.form() if by_people else Form(all_bad=True),
+        form=config.form.form() if by_people else Form(all_bad=True, rules=rules),
         **(_terms(config) if by_people else {}),
     )
     known = _gold_tasks(settings) if by_people else {}
@@ -171,6 +173,24 @@ def open_round(store: JudgementStore, settings: Settings, sampled: Artifact, jud
         if config.order == "uncertainty":
             _prioritise(store, round_id, settings)
     return round_id
+
+
+def _known_rules(rules: Sequence[str]) -> tuple[str, ...]:
+    """The rules that the simulated annotators are asked.
+
+    Raises:
+        ConfigError: one of them they do not know.
+    """
+    from rlhf_pipeline.pocket.judge import RULES
+
+    if unknown := [rule for rule in rules if rule not in RULES]:
+        raise ConfigError(
+            f"the simulated annotators do not know the rule {unknown[0]!r}",
+            where="collect.form.rules",
+            details=[f"they know {rule!r}" for rule in RULES],
+            advice="take one of these, or collect.judges: people",
+        )
+    return tuple(rules)
 
 
 def _terms(config: Config) -> dict[str, Any]:

@@ -25,6 +25,10 @@ UNREADABLE = -2.0
 """The gold score that annotators go by for a response that the judge cannot read: worse than any that it can."""
 
 
+RULE_POINTS = 2.0
+"""Points of gold score that a broken rule is as plain to see as: the expert errs once in 400, the steady once in 21."""
+
+
 @dataclass(frozen=True, slots=True)
 class SimulatedAnnotator:
     """One simulated person; see the module's docstring for the model."""
@@ -67,6 +71,14 @@ class SimulatedAnnotator:
         """One judgement of a pair; draws exactly one number from ``rng``."""
         chances = self.probabilities(gold_a, gold_b, length_a, length_b)
         return rng.choices(list(chances), list(chances.values()))[0]
+
+    def says_broken(self, rng: random.Random, broken: bool) -> bool:
+        """Whether this person finds that a response breaks a rule, which it does or does not.
+
+        They see it rightly with probability sigmoid(:data:`RULE_POINTS` x skill), and toss a coin where they lapse.
+        """
+        right = (1 - self.lapse) * _sigmoid(RULE_POINTS * self.skill) + self.lapse / 2
+        return broken if rng.random() < right else not broken
 
 
 def _sigmoid(x: float) -> float:

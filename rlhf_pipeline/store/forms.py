@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from rlhf_pipeline.errors import AnswerRefused
+from rlhf_pipeline.store.engine import Database
 from rlhf_pipeline.store.records import Answer, Form, Gold
 from rlhf_pipeline.store.tables import form as form_table
 
@@ -24,6 +25,12 @@ def form_of(connection: Connection, digest: str) -> Form:
         query = select(form_table.c.questions).where(form_table.c.digest == digest)
         _read[digest] = Form.from_json(connection.execute(query).scalar_one())
     return _read[digest]
+
+
+def forms_of(database: Database, digests: Collection[str]) -> dict[str, Form]:
+    """The forms of these versions; "" is no version."""
+    with database.read() as connection:
+        return {digest: form_of(connection, digest) for digest in set(digests) - {""}}
 
 
 def check_answer(form: Form, answer: Answer, responses: Collection[int]) -> None:

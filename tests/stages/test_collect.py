@@ -17,14 +17,23 @@ from rlhf_pipeline.data import DataConfig, SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
 from rlhf_pipeline.pocket.annotators import UNREADABLE
 from rlhf_pipeline.pocket.grammar import demonstrations
-from rlhf_pipeline.pocket.judge import gold
-from rlhf_pipeline.records import Message, Preference, Prompt, ResponseSet, SampledResponse, read_jsonl, write_jsonl
+from rlhf_pipeline.pocket.judge import broken_rules, gold
+from rlhf_pipeline.records import (
+    Message,
+    Preference,
+    Prompt,
+    ResponseSet,
+    RuledResponse,
+    SampledResponse,
+    read_jsonl,
+    write_jsonl,
+)
 from rlhf_pipeline.store import JudgementStore
 from rlhf_pipeline.store.records import Answer
-from stages import collect
+from stages import collect, simulated
 from stages.collect import Config
 from stages.job import Job
-from stages.rounds import pair_tasks
+from stages.rounds import FormSection, pair_tasks
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,7 +262,7 @@ RUN = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.stages.test_collect import Config, collect, job
+from tests.stages.test_collect import Config, collect, job, simulated
 from rlhf_pipeline.store import JudgementStore
 submit = JudgementStore.submit_many
 def slow(self, *args, **kwargs):
@@ -261,14 +270,14 @@ def slow(self, *args, **kwargs):
     print("batch", flush=True)
     return done
 JudgementStore.submit_many = slow
-collect._BATCH = 16
+simulated._BATCH = 16
 collect.run(job(Path({folder!r}), Config(judges="simulated", overlap=2)))
 """
 
 
 def test_killed_and_run_again_it_makes_the_same_preferences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = pocket_sets(60)
-    monkeypatch.setattr(collect, "_BATCH", 16)
+    monkeypatch.setattr(simulated, "_BATCH", 16)
     whole = run_folder(tmp_path / "whole", sets)
     expected = collect.run(job(whole, Config(judges="simulated", overlap=2)))
     folder = run_folder(tmp_path / "killed", sets)
@@ -293,6 +302,42 @@ def test_the_panel_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, [response_set(i, "lorem ipsum", "dolor sit") for i in range(3)])
     with pytest.raises(ConfigError, match="can read none"):
         collect.run(job(folder, Config(judges="simulated")))
+
+
+def test_rules_are_asked_and_written_with_the_votes_combined(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, pocket_sets(40))
+    plain = Config(judges="simulated", overlap=2)
+    metrics = collect.run(job(folder, plain))
+    preferences = exported(folder)
+    assert "rules" not in metrics
+    assert not (folder / "collect.partial" / "rules.jsonl").exists()
+    form = FormSection(rules=["Come to an end.", "Do not be rude."])
+    asking = job(folder, plain.model_copy(update={"form": form}))
+    found = collect.run(asking)["rules"]
+    assert exported(folder) == preferences, "asking about rules changes no preference"
+    records = [RuledResponse.from_json(row) for row in read_jsonl(folder / "collect.partial" / "rules.jsonl")]
+    shown = {(p.prompt.id, text) for p in preferences for text in (p.chosen, p.rejected)}
+    assert {(record.prompt.id, record.response) for record in records} == shown
+    right = []
+    for record in records:
+        truth = broken_rules(record.prompt.messages, record.response, not record.cut) or frozenset()
+        right += [
+            votes.verdict == ("broken" if rule in truth else "kept")
+            for rule, votes in record.rules.items()
+            if votes is not None and votes.verdict != "divided"
+        ]
+    assert len(right) > 100
+    assert sum(right) / len(right) > 0.95
+    assert [(one["rule"], one["responses"]) for one in found] == [(rule, len(records)) for rule in form.rules]
+    assert found[0]["broken"] > found[1]["broken"] >= 0, "a third of the responses was cut off"
+
+
+def test_the_panel_refuses_rules_that_it_does_not_know(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, pocket_sets(3))
+    config = Config(judges="simulated", form=FormSection(rules=["Come to an end.", "Be funny."]))
+    with pytest.raises(ConfigError, match=r"do not know the rule 'Be funny\.'") as caught:
+        collect.run(job(folder, config))
+    assert "they know 'Do not be rude.'" in str(caught.value)
 
 
 def test_reliable_people_count_for_more_by_rule(tmp_path: Path) -> None:

@@ -79,3 +79,12 @@ def test_wider_ties_and_the_same_random_state() -> None:
     assert counts[0]["tie"] > 300
     assert counts[1]["tie"] == 0
     assert _judgements(wide, 4) == _judgements(wide, 4)
+
+
+def test_how_well_people_see_a_broken_rule_by_hand() -> None:
+    one = SimulatedAnnotator("one", skill=0.5, lapse=0.2)
+    right = 0.8 / (1 + math.exp(-1.0)) + 0.1
+    for broken in (True, False):
+        rng = random.Random(1)
+        share = sum(one.says_broken(rng, broken) == broken for _ in range(20_000)) / 20_000
+        assert share == pytest.approx(right, abs=0.01)
