@@ -94,6 +94,19 @@ def some(*conditions: Condition) -> Condition:
     return lambda rows: any(condition(rows) for condition in conditions)
 
 
+def far_from_0(metric: str, limit: float, errors: float) -> Condition:
+    """The metric, a mean, is further from 0 than ``limit`` and than so many of its standard errors.
+
+    A single value's deviation counts as 1, and responses to one prompt as one value, for they may be alike.
+    """
+
+    def condition(rows: Rows) -> bool:
+        prompts = _value(rows[-1], "response/prompts") or math.inf
+        return _all(rows, metric, 1, lambda value: abs(value) > max(limit, errors / math.sqrt(prompts)))
+
+    return condition
+
+
 def rises(metric: str, by: float, over: int) -> Condition:
     """The mean of the last ``over / 4`` of ``over`` rows is more than ``by`` above that of the first ``over / 4``."""
 
@@ -158,11 +171,12 @@ ALARMS: tuple[Alarm, ...] = (
         "k3 is five times the KL by k1", "a few tokens carry most of the distance: the policy bets on rare tokens",
         "lower ppo.learning_rate, or ppo.cliprange",
     ),
-    # TRL's page on PPO: a mean ratio beyond 2 or below 0.1 is too drastic.
+    # TRL's page on PPO has the mean ratios; 0.1 nats is five times the default of ppo.target_kl.
     Alarm(
-        "drastic step", "ppo/policy/ratio", some(above("ppo/policy/ratio", 2.0), below("ppo/policy/ratio", 0.1)),
-        "the mean probability ratio of an iteration is above 2 or below 0.1", "one step changes the policy too much",
-        _LEARNING_RATE,
+        "drastic step", "ppo/policy/approxkl",
+        some(above("ppo/policy/ratio", 2.0), below("ppo/policy/ratio", 0.1), above("ppo/policy/approxkl", 0.1)),
+        "within one iteration the policy moves by more than 0.1 nats a token, or its mean ratio leaves 0.1 to 2",
+        "one step changes the policy too much", _LEARNING_RATE,
     ),
     Alarm(
         "clipped", "ppo/policy/clipfrac", above("ppo/policy/clipfrac", 0.3, 3),
@@ -206,8 +220,9 @@ ALARMS: tuple[Alarm, ...] = (
     ),
     Alarm(
         "scores do not start at 0", "objective/scores_normalised",
-        at_first(some(above("objective/scores_normalised", 1.0), below("objective/scores_normalised", -1.0),
-                      above("objective/scores_normalised_std", 3.0), below("objective/scores_normalised_std", 1 / 3))),
+        at_first(some(far_from_0("objective/scores_normalised", 1.0, errors=4.0),
+                      above("objective/scores_normalised_std", 3.0),
+                      every(below("objective/scores_normalised_std", 1 / 3), unless(below("response/prompts", 16.0))))),
         "the SFT policy's scores are not those that the scale was settled on",
         "training prompts of very different kinds, or another template or adapter than at the start",
         "raise ppo.rollout_batch; if that does not help, please report this",

@@ -44,7 +44,7 @@ def describe(
         "objective/rlhf_reward": rewards.sum().item() / len(rewards),
         **critic,
         **of_advantages(advantages, mask),
-        **of_responses(rollout.responses, rollout.ended),
+        **of_responses(rollout.prompts, rollout.responses, rollout.ended),
         "response/score_length_correlation": correlation(scores, mask.sum(1)),
         **of_sampling(rollout.sampling_logprobs, measured.logprobs, mask),
     }
@@ -93,8 +93,11 @@ def of_advantages(advantages: Tensor, mask: Tensor) -> dict[str, float]:
     }
 
 
-def of_responses(responses: Sequence[Sequence[int]], ended: Tensor) -> dict[str, float]:
-    """Lengths, how many ended by themselves, and how much they repeat themselves and each other.
+def of_responses(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], ended: Tensor
+) -> dict[str, float]:
+    """To how many different prompts, lengths, how many ended by themselves, and how much they repeat themselves and
+    each other.
 
     ``distinct_2`` is the share of different ones among all pairs of neighbouring tokens (Li et al. 2016,
     arXiv:1510.03055), ``duplicates`` the share of responses that equal an earlier one of the batch.
@@ -103,6 +106,7 @@ def of_responses(responses: Sequence[Sequence[int]], ended: Tensor) -> dict[str,
     pairs = [pair for ids in responses for pair in itertools.pairwise(ids)]
     finished = ended.double().mean().item()
     return {
+        "response/prompts": float(len({tuple(ids) for ids in prompts})),
         "response/length": lengths.mean().item(),
         "response/length_p95": p95(lengths),
         "response/ended": finished,

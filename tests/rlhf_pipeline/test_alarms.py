@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rlhf_pipeline import diagnostics
 from rlhf_pipeline.alarms import ALARMS, Watch, read_alarms
+from rlhf_pipeline.rollout import ScoreScale
 
 HEALTHY: dict[str, float] = {
     "ppo/loss/policy": 0.01, "ppo/loss/value": 0.3, "ppo/policy/approxkl": 0.005, "ppo/policy/ratio": 1.0,
@@ -18,8 +21,8 @@ HEALTHY: dict[str, float] = {
     "objective/kl": 4.0, "objective/kl_k3": 4.2, "objective/kl_per_token": 0.2, "objective/entropy": 1.2,
     "objective/scores": 1.0, "objective/scores_normalised": 0.0, "objective/scores_normalised_std": 1.0,
     "objective/rlhf_reward": 0.5, "rollout/logprob_gap": 1e-6, "reward/drift": 0.0, "advantages/std": 0.4,
-    "advantages/tokens": 2000, "response/length": 22, "response/truncated": 0.05, "response/distinct_2": 0.4,
-    "response/duplicates": 0.02, "response/score_length_correlation": 0.1,
+    "advantages/tokens": 2000, "response/prompts": 128, "response/length": 22, "response/truncated": 0.05,
+    "response/distinct_2": 0.4, "response/duplicates": 0.02, "response/score_length_correlation": 0.1,
 }  # fmt: skip
 # Name → how many rows it takes, and what they hold; one row fewer must not be enough.
 TROUBLE: dict[str, tuple[int, dict[str, float]]] = {
@@ -71,6 +74,32 @@ def test_scores_that_do_not_start_at_0() -> None:
     for key, value in (("", 1.5), ("", -1.5), ("_std", 4.0), ("_std", 0.2)):
         assert raised(HEALTHY | {f"objective/scores_normalised{key}": value}) == ["scores do not start at 0"]
     assert raised(HEALTHY, HEALTHY | {"objective/scores_normalised": 1.5}) == []
+
+
+@pytest.mark.parametrize(("prompts", "limit"), [(4, 2.0), (8, 2**0.5), (16, 1.0), (1000, 1.0)])
+def test_a_mean_of_a_few_scores_may_be_further_from_0(prompts: int, limit: float) -> None:
+    few = HEALTHY | {"response/prompts": prompts}
+    for value in (limit, -limit):
+        assert raised(few | {"objective/scores_normalised": value * 0.99}) == []
+        assert raised(few | {"objective/scores_normalised": value * 1.01}) == ["scores do not start at 0"]
+    alike = raised(few | {"objective/scores_normalised_std": 0.1})
+    assert alike == ([] if prompts < 16 else ["scores do not start at 0"])
+    assert raised(few | {"objective/scores_normalised_std": 3.1}) == ["scores do not start at 0"]
+
+
+def test_an_honest_start_raises_it_less_than_once_in_a_thousand() -> None:
+    torch.manual_seed(0)
+    for prompts in (2, 4, 16):
+        alarms = 0
+        for scores in torch.randn(1000, prompts):
+            start = diagnostics.of_scores(scores, ScoreScale(0.0, 1.0)) | {"response/prompts": prompts}
+            alarms += raised(HEALTHY | start) != []
+        assert alarms <= 1
+
+
+def test_a_drastic_step_is_seen_by_the_ratio_too() -> None:
+    for trouble in ({"ppo/policy/ratio": 0.05}, {"ppo/policy/approxkl": 0.2}):
+        assert raised(HEALTHY, HEALTHY | trouble) == ["drastic step"]
 
 
 def test_scores_that_rise_without_the_objective() -> None:

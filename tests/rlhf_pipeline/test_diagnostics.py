@@ -42,12 +42,14 @@ def test_advantages_by_hand() -> None:
 
 def test_responses_by_hand() -> None:
     responses = [[1, 2, 1, 2], [1, 2, 1, 2], [5], [1, 2]]
-    row = diagnostics.of_responses(responses, torch.tensor([True, True, True, False]))
+    row = diagnostics.of_responses([[1], [1], [2], [3]], responses, torch.tensor([True, True, True, False]))
     assert row == {
+        "response/prompts": 3,
         "response/length": 11 / 4, "response/length_p95": 4, "response/ended": 0.75, "response/truncated": 0.25,
         "response/distinct_2": 2 / 7, "response/duplicates": 0.25,
     }  # fmt: skip
-    assert diagnostics.of_responses([[3]], torch.tensor([True]))["response/distinct_2"] == 1  # no pair, no repetition
+    single = diagnostics.of_responses([[1]], [[3]], torch.tensor([True]))
+    assert single["response/distinct_2"] == 1  # no pair, no repetition
 
 
 def test_the_gap_between_sampling_and_training_by_hand() -> None:

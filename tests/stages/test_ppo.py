@@ -6,10 +6,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -406,37 +402,6 @@ def test_a_damaged_checkpoint_is_passed_over(
     capsys.readouterr()
     ppo.run(job)
     assert "resumed after iteration 2 of 4 (damaged and left out: step-000003)" in capsys.readouterr().out
-    assert_same(tmp_path / "whole", tmp_path / "ppo")
-
-
-KILLED = """
-import os, signal, sys, torch
-from pathlib import Path
-from rlhf_pipeline import metrics
-from tests.stages.test_ppo import make_job, ppo, ModelConfig
-torch.set_num_threads(1)
-write = metrics.MetricsWriter.write
-def write_and_die(self, row):
-    write(self, row)
-    if row["step"] == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-metrics.MetricsWriter.write = write_and_die
-folder = Path(sys.argv[1])
-ppo.run(make_job(folder, ModelConfig(name=str(folder / "base"))))
-"""
-
-
-@pytest.mark.slow
-def test_killed_it_ends_the_same(tmp_path: Path) -> None:
-    """kill -9 between an iteration's line and its checkpoint."""
-    model = make_inputs(tmp_path)
-    ppo.run(make_job(tmp_path, model, "whole"))
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], env={**os.environ}
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert len(read_metrics(tmp_path / "ppo" / "metrics.jsonl")) == 3
-    ppo.run(make_job(tmp_path, model))
     assert_same(tmp_path / "whole", tmp_path / "ppo")
 
 

@@ -23,7 +23,7 @@ from rlhf_pipeline.generation import Sampled
 from rlhf_pipeline.metrics import read_metrics
 from rlhf_pipeline.roles import Roles
 from rlhf_pipeline.tokenization import ChatTokenizer, load_tokenizer
-from stages import ppo
+from stages import ppo, ppo_progress
 from tests.stages.test_ppo import make_inputs, make_job, result
 
 SETTINGS: dict[str, Any] = {
@@ -33,6 +33,8 @@ SETTINGS: dict[str, Any] = {
     "stop": {"every": None},
     "critic": {"learning_rate": 2e-3, "gamma": 0.99, "lam": 0.9, "cliprange_value": 0.02},
 }  # fmt: skip
+KL_HORIZON = 10
+"""So short that the second iteration's price of KL is another one than the configuration's."""
 
 
 class Sampler:
@@ -180,7 +182,7 @@ class Plain:
         if self.value is not None:
             report["ppo/loss/value"] = means[1]
         error = min(max(report["objective/kl"] / config.adaptive_kl - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + error * len(rows) / 10_000
+        self.kl_coef *= 1 + error * len(rows) / KL_HORIZON
         return report
 
 
@@ -191,6 +193,7 @@ def test_two_iterations_are_those_of_a_plain_implementation(
     model, sampler = make_inputs(tmp_path), Sampler()
     monkeypatch.setattr(rollouts, "sample", sampler)
     monkeypatch.setattr(ppo, "SCALE_RESPONSES", 8)
+    monkeypatch.setattr(ppo_progress, "_KL_HORIZON", KL_HORIZON)
     job = make_job(tmp_path, model, **SETTINGS, estimator=estimator, samples_per_prompt=1 if estimator == "gae" else 4)
     ppo.run(job)
     assert [asked["role"] for asked in sampler.asked] == ["reference", "policy", "policy"]
