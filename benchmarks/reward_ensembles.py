@@ -1,0 +1,310 @@
+"""What is an ensemble of reward models good for? Its disagreement as a warning, and its minimum as PPO's reward.
+
+    python benchmarks/reward_ensembles.py --out benchmarks/reward_ensembles.md
+
+The pocket model, few comparisons by simulated annotators, and the gold judge, which knows what every response is worth.
+Each seed has a chain of its own up to the comparisons, and from there twice a reward model and PPO: one model, and the
+minimum over an ensemble (Coste et al. 2023, arXiv:2310.02743), hardly held back by KL. Seeds that are finished are kept
+in the folder of the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from rlhf_pipeline.config import ModelConfig
+from rlhf_pipeline.data.splits import dialogue_key
+from rlhf_pipeline.ensembles import auc
+from rlhf_pipeline.generation import generate
+from rlhf_pipeline.models import load_causal_lm
+from rlhf_pipeline.pocket.grammar import prompts as pocket_prompts
+from rlhf_pipeline.pocket.judge import gold
+from rlhf_pipeline.records import Preference, read_jsonl
+from rlhf_pipeline.reward_models import Ensemble, load_reward_model
+from rlhf_pipeline.tokenization import load_tokenizer
+from stages import runner, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ModelConfig(name="pocket")
+CHAIN = {
+    "run.stages": "[sft, sample, collect, reward, ppo]",
+    "run.parallel": 1,
+    "data.demonstrations.limit": 300,
+    "data.held_out": 100,
+    "sft.max_steps": 10,
+    "sample.prompts": 60,
+    "sample.held_out_prompts": 10,
+    "collect.pairs_per_prompt": 2,
+    "reward.batch_size": 8,
+    "reward.epochs": 2,
+    "ppo.iterations": 10,
+    "ppo.rollout_batch": 64,
+    "ppo.learning_rate": 4e-3,
+    "ppo.kl_coef": 0.01,
+    "ppo.stop": "{every: 2, prompts: 48, judge: gold, keep: last}",
+}
+ARMS = {"one model": "{members: 1}", "minimum": "{members: 4, score: min}"}
+PREDICTORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "standard deviation": lambda apart: apart.std(0, ddof=1),
+    "standard deviation / size of the mean": lambda apart: apart.std(0, ddof=1) / np.abs(apart.mean(0)).clip(1e-12),
+    "smallness of the mean": lambda apart: -np.abs(apart.mean(0)),
+}
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # 97.5 %, by seeds
+HEADER = """# Ensembles of reward models
+
+`python benchmarks/reward_ensembles.py --seeds {seeds} --out benchmarks/reward_ensembles.md`, {date}
+
+The pocket model; {pairs} comparisons by simulated annotators; four adapters, each with a head and an order of its own.
+
+## Does disagreement tell errors?
+
+{count} pairs of responses to prompts that no comparison was about, of which the gold judge says which is better. How
+well a number tells the pairs that the ensemble's mean has wrong: area under the ROC curve (0.5 is chance), with the
+95 % interval of a bootstrap over pairs and seeds.
+
+| | wrong | {predictors} |
+| --- | --- | {rules} |
+{areas}
+
+## Does the minimum over-optimise less?
+
+PPO with `kl_coef: 0.01` for {iterations} iterations of 64 responses; every two {responses} held-out prompts are
+answered. Proxy (the reward that is trained on) and gold are in standard deviations of the SFT policy's responses; what
+the gold judge cannot read has no gold score. Equal KL: the largest that both policies of a seed reached, by straight
+lines between scorings.
+
+| seed | reward | KL | proxy | gold | gold at its peak | fall from the peak | proxy - gold | gold at equal KL |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+Minimum less one model, mean over seeds with its 95 % interval (Student's t):
+
+| gold at the end | fall from the peak | proxy - gold | gold at equal KL |
+| --- | --- | --- | --- |
+{difference}
+
+{verdict}
+
+{curves}
+"""
+
+
+def main() -> None:
+    """Run what is not there yet, and write the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--pairs", type=int, default=300, help="prompts that are answered twice, for the first table")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ensembles")
+    parser.add_argument("--set", action="append", default=[], help="override, as of rlhf run")
+    parser.add_argument("--out", type=Path, help="where the tables go; the terminal alone when left out")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [of_seed(seed, given.runs / f"seed-{seed}", given.pairs, given.set) for seed in given.seeds]
+    text = report(given.seeds, found)
+    if given.out:
+        given.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def of_seed(seed: int, folder: Path, pairs: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Both arms of one seed: the curves of PPO, and each member's opinion of fresh pairs."""
+    done = folder / "result.json"
+    if not done.is_file():
+        result: dict[str, Any] = {"curves": {}}
+        for name, ensemble in ARMS.items():
+            values = {**CHAIN, "run.folder": folder, "run.seed": seed, "reward.ensemble": ensemble}
+            chain = settings.load(
+                ROOT / "configs" / "demo.yaml", [*(f"{k}={v}" for k, v in values.items()), *overrides]
+            )
+            runner.run(chain)
+            rows = [json.loads(line) for line in (folder / "ppo" / "held_out.jsonl").read_text().splitlines()]
+            result["curves"][name] = normalised(rows)
+        result["comparisons"] = json.loads((folder / "reward" / "manifest.json").read_text())["metrics"]["rows"][
+            "train"
+        ]
+        result["members"] = opinions(folder, pairs)
+        done.write_text(json.dumps(result), encoding="utf-8")
+    return json.loads(done.read_text(encoding="utf-8"))
+
+
+def normalised(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """KL, proxy and gold by iteration; gold as the proxy is: less the SFT policy's mean, by the deviation there."""
+    first = rows[0]
+    deviation = first["gold_se"] * math.sqrt(first["responses"])
+    return [
+        {
+            "step": row["step"],
+            "responses": row["responses"],
+            "kl": row["kl"],
+            "proxy": row["score"] - first["score"],
+            "gold": (row["gold"] - first["gold"]) / deviation,
+        }
+        for row in rows
+    ]
+
+
+def opinions(folder: Path, count: int) -> list[list[float]]:
+    """``(members, pairs)``: by how much each member scores the better of two responses above the worse."""
+    chat = load_tokenizer(MODEL)
+    judged = [Preference.from_json(row) for row in read_jsonl(folder / "collect" / "preferences.jsonl")]
+    known = {dialogue_key(one.prompt) for one in judged}
+    fresh = [prompt for prompt in pocket_prompts(2 * count, 10**6) if dialogue_key(prompt) not in known][:count]
+    ids = [chat.encode_prompt(prompt.messages) for prompt in fresh]
+    drawn = generate(
+        load_causal_lm(MODEL, device="cpu"),
+        [one for one in ids for _ in range(2)],
+        stop_ids=chat.stop_ids,
+        pad_id=chat.pad_id,
+        max_new_tokens=80,
+        temperature=1.0,
+        top_p=1.0,
+        seed=0,
+        batch_size=200,
+    )
+    better, worse = [], []
+    for place, prompt in enumerate(fresh):
+        pair = drawn[2 * place : 2 * place + 2]
+        scores = [gold(prompt.messages, chat.decode_response(one.ids), one.ended) for one in pair]
+        if None not in scores and abs(scores[0] - scores[1]) > 1e-9:
+            high = scores[1] > scores[0]
+            better.append(ids[place] + pair[high].ids)
+            worse.append(ids[place] + pair[not high].ids)
+    members = load_reward_model(MODEL, folder / "reward", device="cpu")
+    assert isinstance(members, Ensemble)
+    scored = np.array(members.member_scores([*better, *worse]))
+    apart: list[list[float]] = (scored[:, : len(better)] - scored[:, len(better) :]).tolist()
+    return apart
+
+
+def report(seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> str:
+    """Both tables, what they say, and the curves."""
+    rows, apart = [], []
+    for seed, one in zip(seeds, found, strict=True):
+        measured = {name: of_curve(curve, shared_kl(one["curves"])) for name, curve in one["curves"].items()}
+        rows += [curve_line(seed, name, values) for name, values in measured.items()]
+        first, second = measured["one model"], measured["minimum"]
+        apart.append({key: second[key] - first[key] for key in first})
+    keys = ("gold", "fall", "gap", "equal")
+    gaps = {key: interval([one[key] for one in apart]) for key in keys}
+    areas, verdicts = area_lines(seeds, found)
+    curve = found[0]["curves"]["one model"]
+    return HEADER.format(
+        seeds=" ".join(map(str, seeds)), date=time.strftime("%d %B %Y", time.gmtime()),
+        pairs=" and ".join(map(str, sorted({one["comparisons"] for one in found}))),
+        count=" and ".join(map(str, sorted({len(one["members"][0]) for one in found}))),
+        predictors=" | ".join(PREDICTORS), rules=" | ".join("---" for _ in PREDICTORS), areas="\n".join(areas),
+        iterations=curve[-1]["step"], responses=curve[0]["responses"], rows="\n".join(rows),
+        difference="| " + " | ".join(f"{mean:+.2f} ± {half:.2f}" for mean, half in gaps.values()) + " |",
+        verdict="\n".join([*verdicts, *less(gaps)]), curves="\n\n".join(map(curves, seeds, found)),
+    )  # fmt: skip
+
+
+def shared_kl(by_arm: dict[str, list[dict[str, float]]]) -> float:
+    """The largest KL that every arm reached."""
+    return min(max(row["kl"] for row in rows) for rows in by_arm.values())
+
+
+def of_curve(rows: list[dict[str, float]], kl: float) -> dict[str, float]:
+    """What one run of PPO comes to."""
+    last, peak = rows[-1], max(row["gold"] for row in rows[1:])
+    after = next(place for place, row in enumerate(rows) if row["kl"] >= kl)
+    low, high = rows[max(0, after - 1)], rows[after]
+    share = (kl - low["kl"]) / (high["kl"] - low["kl"]) if high["kl"] > low["kl"] else 1.0
+    return {
+        "kl": last["kl"],
+        "proxy": last["proxy"],
+        "gold": last["gold"],
+        "peak": peak,
+        "fall": peak - last["gold"],
+        "gap": last["proxy"] - last["gold"],
+        "equal": low["gold"] + share * (high["gold"] - low["gold"]),
+    }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; infinite for one value."""
+    if len(values) < 2:
+        return values[0], math.inf
+    return statistics.mean(values), STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def area_lines(seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """A line for each seed and one for all together; and in words whether the standard deviation tells errors."""
+    members = [np.array(one["members"]) for one in found]
+    lines = [f"| seed {seed} | {line(of)} |" for seed, of in zip(seeds, ([m] for m in members), strict=True)]
+    lines.append(f"| all | {line(members)} |")
+    _, low, _ = area(members, PREDICTORS["standard deviation"])
+    said = "predicts" if low > 0.5 else "does not show that it predicts"
+    return lines, [f"- The ensemble's standard deviation {said} its errors (lower end of the interval: {low:.2f})."]
+
+
+def line(members: Sequence[np.ndarray]) -> str:
+    wrong = np.concatenate([one.mean(0) <= 0 for one in members]).mean()
+    cells = " | ".join("{:.2f} ({:.2f}–{:.2f})".format(*area(members, of)) for of in PREDICTORS.values())
+    return f"{wrong:.0%} | {cells}"
+
+
+def area(members: Sequence[np.ndarray], predictor: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float, float]:
+    """The mean over seeds of the area under the curve, with the interval of a bootstrap over seeds and over pairs."""
+    lot = np.random.default_rng(0)
+    values = [predictor(one) for one in members]
+    wrong = [one.mean(0) <= 0 for one in members]
+
+    def mean(places: Sequence[tuple[int, np.ndarray]]) -> float:
+        found = [auc(values[i][rows].tolist(), wrong[i][rows].tolist()) for i, rows in places]
+        return statistics.mean(one[0] for one in found if one is not None)
+
+    def drawn() -> list[tuple[int, np.ndarray]]:
+        chosen = lot.integers(len(members), size=len(members))
+        return [(i, lot.integers(len(values[i]), size=len(values[i]))) for i in chosen]
+
+    low, high = np.quantile([mean(drawn()) for _ in range(200)], [0.025, 0.975])
+    return mean([(i, np.arange(len(one))) for i, one in enumerate(values)]), float(low), float(high)
+
+
+def less(gaps: dict[str, tuple[float, float]]) -> list[str]:
+    """In words: whether the minimum over-optimises less, by each way to measure it."""
+    ways = {
+        "ends with more gold": gaps["gold"],
+        "falls less from its peak": (-gaps["fall"][0], gaps["fall"][1]),
+        "has a smaller gap between proxy and gold": (-gaps["gap"][0], gaps["gap"][1]),
+        "has more gold at equal KL": gaps["equal"],
+    }
+    shown = {True: "shown", False: "not shown by these seeds"}
+    return [
+        f"- The minimum {way}: {shown[mean > half]} ({mean:+.2f} ± {half:.2f})." for way, (mean, half) in ways.items()
+    ]
+
+
+def curve_line(seed: int, name: str, of: dict[str, float]) -> str:
+    numbers = " | ".join(f"{of[key]:+.2f}" for key in ("proxy", "gold", "peak", "fall", "gap", "equal"))
+    return f"| {seed} | {name} | {of['kl']:.2f} | {numbers} |"
+
+
+def curves(seed: int, found: dict[str, Any]) -> str:
+    """Every scoring of both arms: KL, proxy, gold."""
+    one, least = found["curves"]["one model"], found["curves"]["minimum"]
+    points = "\n".join(
+        f"{a['step']:3d} " + " ".join(f"{row['kl']:7.2f} {row['proxy']:+6.2f} {row['gold']:+6.2f}" for row in (a, b))
+        for a, b in zip(one, least, strict=True)
+    )
+    return f"Seed {seed}\n\n```\nit.  one: KL  proxy   gold  min: KL  proxy  gold\n{points}\n```"
+
+
+if __name__ == "__main__":
+    main()
