@@ -6,7 +6,7 @@
 ``mutations.toml`` holds the mistakes, most of them made by a program that people use. Each is a piece of our source
 that occurs once, what stands there instead, and tests. A copy of the packages in a temporary folder is changed, never
 the working tree. The tests must pass on the unchanged copy; then each mistake must make one of its own tests fail.
-Exits with 1 when one is not seen.
+Exits with 1 when one is not seen. With ``--only`` the other rows of the table stay as they were.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
     """Plant every mistake and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="mistakes whose name or file has this in it")
-    parser.add_argument("--out", type=Path, help="where the table goes; the terminal when left out")
+    parser.add_argument("--out", type=Path, help="where the table goes; none is written when left out")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # For the forks: what takes the most time to import.
@@ -170,12 +170,20 @@ def main() -> None:
             seen = f"`{failed[0].split('/')[-1]}`" if failed else "**none**"
             survived += [] if failed else [one.name]
             rows.append(f"| {one.name} | {one.seen_in} | `{one.file}` | {seen} |")
+            if arguments.out:
+                write_table(arguments.out, rows)
             print(f"{time.monotonic() - started:5.1f} s  {one.name}: {seen}", flush=True)
-    table = HEADER.format(killed=len(rows) - len(survived), count=len(rows)) + "\n".join(rows) + "\n"
-    if arguments.out:
-        arguments.out.write_text(table, encoding="utf-8")
     print(f"{len(rows) - len(survived)} of {len(rows)} seen" + (f"; not: {', '.join(survived)}" if survived else ""))
     sys.exit(1 if survived else 0)
+
+
+def write_table(file: Path, rows: list[str]) -> None:
+    """Write these rows and those that the file has of other mistakes, in the order of ``mutations.toml``."""
+    old = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    by_name = {row.split(" | ")[0]: row for row in [*old, *rows]}
+    kept = [by_name[name] for one in mistakes() if (name := f"| {one.name}") in by_name]
+    killed = sum("**none**" not in row for row in kept)
+    file.write_text(HEADER.format(killed=killed, count=len(kept)) + "\n".join(kept) + "\n", encoding="utf-8")
 
 
 def _output(tree: Path) -> str:

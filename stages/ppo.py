@@ -22,9 +22,14 @@ from stages.ppo_held_out import HeldOut
 from stages.ppo_learn import learn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
+    from rlhf_pipeline.rewards import Scoring
     from rlhf_pipeline.roles import Roles
+    from rlhf_pipeline.rollout import Experience, Rollout
+    from rlhf_pipeline.tokenization import ChatTokenizer
 
 SCALE_RESPONSES = 64  # at least so many of the SFT policy's responses settle what 0 and 1 mean as a normalised score
 
@@ -194,9 +199,7 @@ def run(job: Job) -> dict[str, Any]:
 
     from rlhf_pipeline import processes
     from rlhf_pipeline import rollout as rollouts
-    from rlhf_pipeline.advantages import kl_penalised_rewards, whiten
     from rlhf_pipeline.alarms import Watch
-    from rlhf_pipeline.diagnostics import describe
     from rlhf_pipeline.metrics import COSTS, MetricsWriter, Phases, read_metrics, require_finite
     from rlhf_pipeline.tokenization import load_tokenizer
     from rlhf_pipeline.tracking import tracker
@@ -204,27 +207,12 @@ def run(job: Job) -> dict[str, Any]:
     config: Config = job.config
     torch.manual_seed(job.seed)
     chat = load_tokenizer(job.settings.model)
-    given = ppo_start.encoded_prompts(job, chat)
-    prompts = given.train
-    roles, score = ppo_start.make_roles(job, chat, given.conversations)
-    ppo_start.require_equal_start(roles, prompts, chat)
+    prompts = ppo_start.encoded_prompts(job, chat)
+    roles, score = ppo_start.make_roles(job, chat, prompts.conversations)
+    ppo_start.require_equal_start(roles, prompts.train, chat)
     trunk = ppo_start.shared_trunk(job, roles)
     frozen = {name: roles.fingerprint(name) for name in (None, *roles.names(trainable=False))}
-
-    def sample(role: str, start: int, number: int, purpose: str, samples: int = 1) -> rollouts.Rollout:
-        """So many responses to each of ``number`` prompts, side by side."""
-        places = rollouts.prompt_order(len(prompts), start, number, job.seed)
-        return rollouts.sample(
-            roles,
-            role,
-            [prompts[i] for i in places for _ in range(samples)],
-            chat,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            batch_size=config.generation_batch,
-            seed=rollouts.derived_seed(job.seed, purpose, start),
-        )
-
+    sample = _sampler(job, roles, chat, prompts.train)
     optimizer = _optimizer(config, roles)
     progress = ppo_progress.resume(job, roles, score, optimizer)
     if progress is None:
@@ -237,10 +225,9 @@ def run(job: Job) -> dict[str, Any]:
     writer, phase = MetricsWriter(metrics if job.first else None, progress.done), Phases(job.device)
     processes.wait()
     watch = Watch(read_metrics(metrics))
-    tracked = tracker(
-        job.settings.run.tracking if job.first else "none", f"{job.run_folder.name}/ppo", job.folder / "tracking"
-    )
-    held_out, over = HeldOut(job, chat, roles, score, given), None
+    tracking = job.settings.run.tracking if job.first else "none"
+    tracked = tracker(tracking, f"{job.run_folder.name}/ppo", job.folder / "tracking")
+    held_out, over = HeldOut(job, chat, roles, score, prompts), None
     good = ppo_progress.keeping_the_last_good(job, roles)
     with good, job.track("iterations", config.iterations) as advance, tracked as report:
         advance(progress.done)
@@ -249,41 +236,19 @@ def run(job: Job) -> dict[str, Any]:
             with phase("rollout"):
                 number = config.rollout_batch // config.samples_per_prompt
                 rollout = sample("policy", iteration * number, number, "rollout", config.samples_per_prompt)
-
             with phase("score"):
                 seeds = (rollouts.derived_seed(job.seed, iteration, epoch) for epoch in range(config.num_ppo_epochs))
                 plan = [rollout.minibatches(config.num_minibatches, config.micro_batch_tokens, seed) for seed in seeds]
                 groups = [rows for minibatch in plan[0] for rows in minibatch]
                 rollout = rollout if trunk is None else rollout.keeping(trunk, groups)
-                measured = rollouts.measure(roles, rollout, groups, temperature=config.temperature)
-                raw, by_source = score(rollout, groups)
-                scores = scale.apply(
-                    raw, rollout.ended, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty
-                )
-                rewards = kl_penalised_rewards(
-                    scores, measured.logprobs, measured.ref_logprobs, rollout.response_mask, kl_coef=progress.kl_coef
-                )
-                advantages, returns = _advantages(config, rewards, measured.values, rollout.response_mask)
-                row = describe(rollout, measured, raw, scale, rewards, advantages, returns)
-                if progress.probe is not None:
-                    row["reward/drift"] = progress.probe.drift(score.sources["reward_model"][1])
-                if returns is not None and config.critic.whiten:
-                    advantages = whiten(advantages, rollout.response_mask)
-
+                experience, row = _experience(config, roles, score, progress, rollout, groups)
             with phase("train"):
                 remaining = 1 - iteration / config.iterations
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * remaining
-                experience = rollouts.Experience(rollout, measured, advantages, returns)
                 row |= learn(config, roles, optimizer, experience, plan)
-            row = {
-                "step": iteration + 1,
-                **row,
-                **{f"objective/scores/{name}": mean for name, mean in by_source.items()},
-                "objective/kl_coef": progress.kl_coef,
-                "learning_rate": config.learning_rate * remaining,
-                **phase.row(rollout.tokens(passes=row["ppo/passes"])),
-            }
+            row = {"step": iteration + 1, **row, "learning_rate": config.learning_rate * remaining}
+            row |= phase.row(rollout.tokens(passes=row["ppo/passes"]))
             progress.after_iteration(config, row["objective/kl"])
             writer.write(row)
             report(row)
@@ -297,13 +262,64 @@ def run(job: Job) -> dict[str, Any]:
     writer.close()
     ppo_start.require_unmoved(roles, frozen)
     kept = held_out.keep(progress, over)
-    moved = rollouts.largest_difference(roles, "policy", "reference", prompts[:8], pad_id=chat.pad_id)
+    moved = rollouts.largest_difference(roles, "policy", "reference", prompts.train[:8], pad_id=chat.pad_id)
     require_finite(moved, "the largest log-ratio of policy and SFT")
     if job.first:
         roles.save("policy", job.folder / "adapter", model_name=job.settings.model.name)
     job.say(_summary(row, config.iterations))
     numbers = {key: value for key, value in row.items() if not key.startswith(COSTS)}
     return {**numbers, **kept, "alarms": [one.sentence() for one in watch.raised.values()]}
+
+
+def _sampler(job: Job, roles: Roles, chat: ChatTokenizer, prompts: list[list[int]]) -> Callable[..., Rollout]:
+    """A function that samples a role's responses to ``number`` prompts, those to one prompt side by side."""
+    from rlhf_pipeline import rollout as rollouts
+
+    config: Config = job.config
+
+    def sample(role: str, start: int, number: int, purpose: str, samples: int = 1) -> Rollout:
+        places = rollouts.prompt_order(len(prompts), start, number, job.seed)
+        return rollouts.sample(
+            roles,
+            role,
+            [prompts[i] for i in places for _ in range(samples)],
+            chat,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            batch_size=config.generation_batch,
+            seed=rollouts.derived_seed(job.seed, purpose, start),
+        )
+
+    return sample
+
+
+def _experience(
+    config: Config,
+    roles: Roles,
+    score: Scoring,
+    progress: ppo_progress.Progress,
+    rollout: Rollout,
+    groups: list[list[int]],
+) -> tuple[Experience, dict[str, Any]]:
+    """Score the responses, and what is to be learnt from them; with the iteration's numbers before learning."""
+    from rlhf_pipeline import rollout as rollouts
+    from rlhf_pipeline.advantages import kl_penalised_rewards, whiten
+    from rlhf_pipeline.diagnostics import describe
+
+    scale, mask = progress.scale, rollout.response_mask
+    measured = rollouts.measure(roles, rollout, groups, temperature=config.temperature)
+    raw, by_source = score(rollout, groups)
+    scores = scale.apply(raw, rollout.ended, clip=config.reward_clip, missing_eos_penalty=config.missing_eos_penalty)
+    rewards = kl_penalised_rewards(scores, measured.logprobs, measured.ref_logprobs, mask, kl_coef=progress.kl_coef)
+    advantages, returns = _advantages(config, rewards, measured.values, mask)
+    row = describe(rollout, measured, raw, scale, rewards, advantages, returns)
+    row |= {f"objective/scores/{name}": mean for name, mean in by_source.items()}
+    row["objective/kl_coef"] = progress.kl_coef
+    if progress.probe is not None:
+        row["reward/drift"] = progress.probe.drift(score.sources["reward_model"][1])
+    if returns is not None and config.critic.whiten:
+        advantages = whiten(advantages, mask)
+    return rollouts.Experience(rollout, measured, advantages, returns), row
 
 
 def _optimizer(config: Config, roles: Roles) -> torch.optim.Optimizer:
