@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -31,10 +32,11 @@ _NEEDS_SCRIPT = '<noscript><p style="max-width: 36em; margin: 20vh auto; padding
 
 
 class Answer:
-    """``send`` that adds the security headers, and to pages the nonce and the language."""
+    """``send`` that adds the security headers and the time taken, and to pages the nonce and the language."""
 
     def __init__(self, send: Send, nonce: str) -> None:
         self._send, self._nonce = send, nonce
+        self._began = time.perf_counter()
         self.language: str | None = None
         self._start: MutableMapping[str, Any] | None = None
         self._body = b""
@@ -43,6 +45,7 @@ class Answer:
         if message["type"] == "http.response.start":
             kept = [(k, v) for k, v in message["headers"] if not k.lower().startswith(b"access-control-")]
             added = {**_HEADERS, "content-security-policy": _POLICY.format(nonce=self._nonce)}
+            added["server-timing"] = f"app;dur={1000 * (time.perf_counter() - self._began):.1f}"
             names = {k.lower() for k, _ in kept}
             if b"cache-control" not in names:
                 added["cache-control"] = "no-store"

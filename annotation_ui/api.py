@@ -35,9 +35,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-AT_ONCE = 4
-"""Calls of the store at the same time: one writes and few read. With the usual forty threads each waits for the
-interpreter at every statement, and who holds the store's lock waits with them."""
+AT_ONCE = 12
+"""Calls of the store at the same time: those that wait for the lock are kept in one transaction. With the usual forty
+threads each waits for the interpreter at every statement, and who holds the store's lock waits with them."""
 
 
 def answer(value: object, status: int = 200) -> Response:

@@ -90,7 +90,7 @@ def serve(
                 )
             print(f"{progress.remaining:,} of {progress.wanted:,} judgements to go; Ctrl+C stops", flush=True)
             # Who waits for the database gives the interpreter away and gets it back after this long at the latest.
-            sys.setswitchinterval(0.0005)
+            sys.setswitchinterval(0.002)
             config = uvicorn.Config(app.guard, log_level="warning", timeout_graceful_shutdown=3)
             uvicorn.Server(config).run(sockets=[listening])
         finally:

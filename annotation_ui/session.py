@@ -33,7 +33,7 @@ from rlhf_pipeline.store.records import (
 HOLD = 4
 """Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""
 
-OWN_SECONDS = 10.0
+OWN_SECONDS = 60.0
 """How old the shown number of a person's own judgements may be, where they judge by way of another process too."""
 
 KEPT_ASSIGNMENTS = 5_000
@@ -120,9 +120,16 @@ class Judging:
     def progress(self, user_id: int) -> dict[str, Any]:
         """How many this person judged, how far the round is, and which guidelines hold."""
         with self._guard:
-            if self._state is None or time.monotonic() - self._state[0] > PROGRESS_SECONDS:
-                version = text_digest(self.store.guidelines(self.round_id))
-                self._state = time.monotonic(), self.store.progress(self.round_id), version
+            state = self._state
+            if state is not None and time.monotonic() - state[0] > PROGRESS_SECONDS:
+                self._state = time.monotonic(), *state[1:]  # others go on with this one while it is read anew
+                state = None
+        if state is None:
+            version = text_digest(self.store.guidelines(self.round_id))
+            state = time.monotonic(), self.store.progress(self.round_id), version
+        with self._guard:
+            if self._state is None or state[0] > self._state[0]:
+                self._state = state
             _, progress, version = self._state
             at, mine, judged = self._mine.get(user_id, (-math.inf, 0, 0))
         if time.monotonic() - at > OWN_SECONDS:

@@ -28,9 +28,7 @@ from rlhf_pipeline.store import rounds
 from rlhf_pipeline.store.adjudication import adjudicate
 from rlhf_pipeline.store.answers import (
     check_editable,
-    feedback_on,
     held_assignments,
-    insert_answers,
     is_editable,
     keep_draft,
     known_tokens,
@@ -38,7 +36,6 @@ from rlhf_pipeline.store.answers import (
     take_back,
 )
 from rlhf_pipeline.store.audit import differences, events_of, log_event
-from rlhf_pipeline.store.draw import lease
 from rlhf_pipeline.store.engine import Database, now_ms
 from rlhf_pipeline.store.people import People
 from rlhf_pipeline.store.records import (
@@ -65,8 +62,9 @@ from rlhf_pipeline.store.reports import (
     rounds_of,
     tasks_of,
 )
+from rlhf_pipeline.store.submitting import Kept, Submission, Submissions, keep_submissions
 from rlhf_pipeline.store.tables import assignment, round_
-from rlhf_pipeline.store.tasks import add_tasks, expire, held_by, recount, return_to_pool
+from rlhf_pipeline.store.tasks import add_tasks, expire, held_by, return_to_pool
 
 KEPT_TASKS = 10_000  # whose responses stay in memory: they are needed when a task is given and when its answer comes
 
@@ -81,6 +79,7 @@ class JudgementStore:
         self.database = database
         self._expired_at = 0  # UTC epoch milliseconds
         self._responses: dict[int, tuple[StoredResponse, ...]] = {}  # by task: they never change
+        self._submissions = Submissions(self._keep)
         self.people = People(database)
 
     @staticmethod
@@ -198,12 +197,8 @@ class JudgementStore:
 
     def lease(self, round_id: int, user_id: int, n: int, now: int | None = None) -> list[Assignment]:
         """What a person holds: the tasks held before, with their leases renewed, and new ones up to n in all."""
-        now = now_ms() if now is None else now
-        with self.database.write() as connection:
-            self._expire(connection, now)
-            ids, given = lease(connection, round_id, user_id, n, now)
-            recount(connection, given)
-        return self._assignments(ids)
+        one = Submission(user_id, (), n, now_ms() if now is None else now, round_id)
+        return list(self._submissions.submit(one).holds)
 
     def renew(self, round_id: int, user_id: int, ids: Sequence[int], *, now: int | None = None) -> int:
         """Begin the leases of a person's assignments anew; returns how many they still hold."""
@@ -252,33 +247,15 @@ class JudgementStore:
         Raises:
             AnswerRefused: as :meth:`submit`.
         """
-        now = now_ms() if now is None else now
         assert len({a.assignment_id for a in answers}) == len(answers), "one answer for each assignment"
+        if not answers:
+            return []
+        one = Submission(user_id, answers, hold or None, now_ms() if now is None else now)
+        return self._submissions.submit(one).submitted
+
+    def _keep(self, submissions: Sequence[Submission]) -> Sequence[Kept]:
         with self.database.write() as connection:
-            known = known_tokens(connection, user_id, [a.client_token for a in answers])
-            held = held_assignments(connection, user_id, [a.assignment_id for a in answers])
-            fresh = [a for a in answers if a.client_token not in known]
-            stored = insert_answers(connection, user_id, fresh, held, now, self._responses)
-            next_ids, touched = list[int](), [int(row.task_id) for row in stored.values()]
-            if hold and answers:
-                self._expire(connection, now)
-                next_ids, given = lease(connection, held[answers[0].assignment_id].round_id, user_id, hold, now)
-                touched += given
-            recount(connection, touched)
-        following = tuple(self._assignments(next_ids)) if next_ids else ()
-        return [
-            Submitted(
-                judgement_id=int(row.id),
-                assignment_id=int(row.assignment_id),
-                revision=row.revision,
-                late=row.late,
-                known=a.client_token in known,
-                next=following,
-                feedback=feedback_on(held[a.assignment_id], row),
-            )
-            for a in answers
-            for row in [known.get(a.client_token) or stored[a.client_token]]
-        ]
+            return keep_submissions(connection, submissions, self._responses, self._expire, self._assignments)
 
     def _expire(self, connection: Connection, now: int) -> None:
         """Return what ran out to the pool, at most once a second: nobody waits long for it, everybody for the lock."""
@@ -286,12 +263,11 @@ class JudgementStore:
             expire(connection, now)
             self._expired_at = now
 
-    def _assignments(self, ids: Sequence[int]) -> list[Assignment]:
-        """Read after the writing transaction: others need not wait for it."""
+    def _assignments(self, connection: Connection, ids: Sequence[int]) -> list[Assignment]:
+        """In the transaction that leased them: a second one would cost more than others wait for this."""
         if len(self._responses) > KEPT_TASKS:
             self._responses = {}  # another one: threads that are at work keep theirs
-        with self.database.read() as connection:
-            return assignments_by_id(connection, ids, self._responses)
+        return assignments_by_id(connection, ids, self._responses)
 
     def undo(
         self, round_id: int, user_id: int, client_token: str, *, of_token: str | None = None, now: int | None = None
@@ -305,13 +281,13 @@ class JudgementStore:
         """
         now = now_ms() if now is None else now
         with self.database.write() as connection:
-            known = known_tokens(connection, user_id, [client_token]).get(client_token)
+            known = known_tokens(connection, {client_token: user_id}).get(client_token)
             if known is not None:
                 return assignments_by_id(connection, [int(known.assignment_id)])[0]
             target = standing_judgement(connection, round_id, user_id, of_token)
             if target is None:
                 return None
-            given = held_assignments(connection, user_id, [int(target.assignment_id)])[int(target.assignment_id)]
+            given = held_assignments(connection, {int(target.assignment_id): user_id})[int(target.assignment_id)]
             check_editable(connection, given, now)
             lease_s = connection.execute(select(round_.c.lease_s).where(round_.c.id == round_id)).scalar_one()
             take_back(connection, target, client_token, now + lease_s * 1000, now)
@@ -329,7 +305,7 @@ class JudgementStore:
         """
         now = now_ms() if now is None else now
         with self.database.write() as connection:
-            known = known_tokens(connection, user_id, [answer.client_token]).get(answer.client_token)
+            known = known_tokens(connection, {answer.client_token: user_id}).get(answer.client_token)
             if known is not None:
                 return int(known.id)
             token = answer.client_token or f"adjudicate-{secrets.token_hex(16)}"
@@ -365,7 +341,7 @@ class JudgementStore:
             rows = judgements_of(connection, round_id, user_id, newest=limit, before=before)[::-1]
             rows = [row for row in rows if row.purpose != "adjudicate"]
             ids = [row.assignment_id for row in rows]
-            held = held_assignments(connection, user_id, ids)
+            held = held_assignments(connection, dict.fromkeys(ids, user_id))
             assignments = {a.id: a for a in assignments_by_id(connection, ids)}
             return [
                 PastJudgement(

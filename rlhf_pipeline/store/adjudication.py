@@ -62,8 +62,8 @@ def adjudicate(connection: Connection, task_id: int, user_id: int, answer: Answe
         ranking=answer.ranking,
         comment=answer.comment,
     )
-    held = held_assignments(connection, user_id, [assignment_id])
-    stored = insert_answers(connection, user_id, [placed], held, now)[placed.client_token]
+    held = held_assignments(connection, {assignment_id: user_id})
+    stored = insert_answers(connection, [(placed, now)], held)[placed.client_token]
     detail = {"judgement": int(stored.id), "choice": answer.choice, "reason": answer.comment or ""}
     log_event(connection, now, user_id, "adjudicate", "task", task_id, detail)
     return int(stored.id)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused
-from rlhf_pipeline.store.audit import log_each
+from rlhf_pipeline.store.audit import log_each, log_event
 from rlhf_pipeline.store.forms import check_answer, form_of, is_right
 from rlhf_pipeline.store.records import Answer, Feedback, StoredResponse
 from rlhf_pipeline.store.reports import gold_of, responses_by_task
@@ -25,14 +25,18 @@ STATE_AFTER = {"response": "done", "tie": "done", "all_bad": "done", "ranking": 
 _BY_TOKEN = select(judgement).where(judgement.c.client_token.in_(these("tokens")))
 
 
-def known_tokens(connection: Connection, user_id: int, tokens: Sequence[str]) -> dict[str, Row[Any]]:
+def known_tokens(connection: Connection, senders: Mapping[str, int]) -> dict[str, Row[Any]]:
     """Judgements that these tokens made before.
+
+    Args:
+        senders: by token, who sends it now.
 
     Raises:
         AnswerRefused: a token is another person's.
     """
-    rows = {row.client_token: row for part in chunks(tokens) for row in connection.execute(_BY_TOKEN, {"tokens": part})}
-    if any(row.user_id != user_id for row in rows.values()):
+    parts = chunks(list(senders))
+    rows = {row.client_token: row for part in parts for row in connection.execute(_BY_TOKEN, {"tokens": part})}
+    if any(row.user_id != senders[token] for token, row in rows.items()):
         raise AnswerRefused("this token belongs to another person's judgement")
     return rows
 
@@ -53,28 +57,36 @@ _HELD = (
         .where(judgement.c.assignment_id == assignment.c.id)
         .scalar_subquery()
         .label("last_revision"),
+        exists().where(judgement.c.client_token.in_(these("tokens"))).label("token_known"),
     )
     .join(task, task.c.id == assignment.c.task_id)
     .join(round_, round_.c.id == task.c.round_id)
     .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
-    .where(assignment.c.id.in_(these()), assignment.c.user_id == bindparam("user"))
+    .where(assignment.c.id.in_(these()))
 )
 
 
-def held_assignments(connection: Connection, user_id: int, assignment_ids: Sequence[int]) -> dict[int, Row[Any]]:
-    """A person's assignments, with the terms of their round, the known answer of their task, and the last revision.
+def held_assignments(
+    connection: Connection, whose: Mapping[int, int], tokens: Sequence[str] = ()
+) -> dict[int, Row[Any]]:
+    """Assignments with the terms of their round, the known answer of their task, and the last revision, by id.
+
+    Also whether one of the ``tokens`` made a judgement before, of whatever assignment.
+
+    Args:
+        whose: by assignment, the person who is to have it.
 
     Raises:
         AnswerRefused: one is not this person's.
     """
     rows = {
         int(row.id): row
-        for part in chunks(assignment_ids)
-        for row in connection.execute(_HELD, {"ids": part, "user": user_id})
+        for part in chunks(list(whose))
+        for row in connection.execute(_HELD, {"ids": part, "tokens": tokens})
     }
-    missing = [id_ for id_ in assignment_ids if id_ not in rows]
-    if missing:
-        raise AnswerRefused(f"assignment {missing[0]} is not this person's")
+    for id_, user_id in whose.items():
+        if id_ not in rows or rows[id_].user_id != user_id:
+            raise AnswerRefused(f"assignment {id_} is not this person's")
     return rows
 
 
@@ -84,33 +96,34 @@ _FORGET_DRAFTS = delete(draft).where(draft.c.assignment_id.in_(these()))
 
 def insert_answers(
     connection: Connection,
-    user_id: int,
-    answers: Sequence[Answer],
+    received: Sequence[tuple[Answer, int]],
     held: Mapping[int, Row[Any]],
-    now: int,
     known: Mapping[int, Sequence[StoredResponse]] | None = None,
 ) -> dict[str, Row[Any]]:
-    """Append a person's new answers and close their assignments; the rows by client token.
+    """Append new answers and close their assignments; the rows by client token.
 
     The caller recounts their tasks.
 
     Args:
+        received: each with when it came, UTC epoch milliseconds.
+        held: their assignments, by id: whose answer it is.
         known: the responses of some tasks; those of others are read.
     """
-    if not answers:
+    if not received:
         return {}
+    answers = [a for a, _ in received]
     tasks = {int(held[a.assignment_id].task_id) for a in answers}
     responses = {id_: {r.id: r.text for r in known[id_]} for id_ in tasks if known and id_ in known}
     if unread := sorted(tasks - responses.keys()):
         responses |= responses_by_task(connection, unread)
-    for a in answers:
+    for a, now in received:
         given = held[a.assignment_id]
         check_answer(form_of(connection, given.form_digest), a, responses[given.task_id])
         if a.correction is not None and a.correction == responses[given.task_id][a.corrected_id or 0]:
             raise AnswerRefused("the corrected response is what it was")
         if given.state in ("done", "skipped") and given.purpose != "adjudicate":
             check_editable(connection, given, now)
-    rows = [_row(user_id, a, held[a.assignment_id], now) for a in answers]
+    rows = [_row(a, held[a.assignment_id], now) for a, now in received]
     stored = connection.execute(insert(judgement).returning(judgement), rows).all()
     for state in ("done", "skipped"):
         for part in chunks([a.assignment_id for a in answers if STATE_AFTER[a.choice] == state]):
@@ -119,22 +132,26 @@ def insert_answers(
         connection.execute(_FORGET_DRAFTS, {"ids": part})
     log_each(
         connection,
-        now,
-        user_id,
         "judgement",
         [
-            ("submit" if row.revision == 1 else "revise", int(row.id), {"late": True} if row.late else {})
+            (
+                int(row.received_at),
+                int(row.user_id),
+                "submit" if row.revision == 1 else "revise",
+                int(row.id),
+                {"late": True} if row.late else {},
+            )
             for row in stored
         ],
     )
     return {row.client_token: row for row in stored}
 
 
-def _row(user_id: int, a: Answer, given: Row[Any], now: int) -> dict[str, Any]:
+def _row(a: Answer, given: Row[Any], now: int) -> dict[str, Any]:
     return {
         "assignment_id": a.assignment_id,
         "task_id": given.task_id,
-        "user_id": user_id,
+        "user_id": given.user_id,
         "revision": (given.last_revision or 0) + 1,
         "supersedes_id": given.last_id,
         "client_token": a.client_token,
@@ -209,7 +226,7 @@ def keep_draft(
     Raises:
         AnswerRefused: the assignment is not this person's.
     """
-    held_assignments(connection, user_id, [assignment_id])
+    held_assignments(connection, {assignment_id: user_id})
     connection.execute(_FORGET_DRAFTS, {"ids": [assignment_id]})
     if answer is not None:
         row = {"assignment_id": assignment_id, "answer": dict(answer), "updated_at": now}
@@ -238,7 +255,7 @@ def take_back(connection: Connection, target: Row[Any], client_token: str, lease
         .values(state="leased", leased_at=now, lease_until=lease_until)
     )
     recount(connection, [target.task_id])
-    log_each(connection, now, target.user_id, "judgement", [("undo", int(target.id), {})])
+    log_event(connection, now, target.user_id, "undo", "judgement", int(target.id))
 
 
 def standing_judgement(connection: Connection, round_id: int, user_id: int, of_token: str | None) -> Row[Any] | None:

@@ -22,20 +22,18 @@ def log_event(
     detail: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a row to the audit trail: who did what to what, when."""
-    log_each(connection, at, user_id, thing, [(verb, id_, detail or {})])
+    log_each(connection, thing, [(at, user_id, verb, id_, detail or {})])
 
 
 def log_each(
     connection: Connection,
-    at: int,
-    user_id: int | None,
     thing: str,
-    rows: Sequence[tuple[str, int | None, Mapping[str, Any]]],
+    rows: Sequence[tuple[int, int | None, str, int | None, Mapping[str, Any]]],
 ) -> None:
-    """Add a row for each (verb, id, detail) to the audit trail."""
+    """Add a row for each (at, user id, verb, id, detail) to the audit trail."""
     values = [
         {"at": at, "user_id": user_id, "verb": verb, "object": thing, "object_id": id_, "detail": dict(detail)}
-        for verb, id_, detail in rows
+        for at, user_id, verb, id_, detail in rows
     ]
     if values:
         connection.execute(insert(event), values)

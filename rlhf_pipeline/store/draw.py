@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store.tables import assignment, guideline, round_, task, task_response, user
-from rlhf_pipeline.store.tasks import these
+from rlhf_pipeline.store.tasks import recount, these
 
 TASK_GIVEN = ("leased", "done", "skipped")
 """The states of an assignment after which the task is not given to the same person again."""
@@ -34,6 +35,25 @@ JUDGES = ("admin", "annotator", "simulated", "import")
 MIXED_IN = ("judge", "gold", "repeat")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """A task that is to be given to a person (a row of ``_TERMS``) for a purpose."""
+
+    person: Row[Any]
+    purpose: str
+    task_id: int
+
+    def lease(self, now: int, until: int) -> dict[str, Any]:
+        """What its assignment says while it is held."""
+        return {
+            "state": "leased",
+            "leased_at": now,
+            "lease_until": until,
+            "form_digest": self.person.form_digest,
+            "guideline_version": self.person.guideline_version,
+        }
+
+
 _TERMS = (
     select(
         round_,
@@ -47,65 +67,79 @@ _TERMS = (
         user.c.role,
         user.c.state.label("person_state"),
     )
-    .join_from(round_, user, user.c.id == bindparam("person"))
+    .join_from(round_, user, user.c.id.in_(these("people")))
     .where(round_.c.id == bindparam("round"))
 )
 _RENEW = (
     update(assignment)
-    .where(assignment.c.user_id == bindparam("person"), assignment.c.state == "leased")
+    .where(assignment.c.user_id.in_(these("people")), assignment.c.state == "leased")
     .where(assignment.c.purpose != "adjudicate")
     .where(assignment.c.task_id.in_(select(task.c.id).where(task.c.round_id == bindparam("round"))))
     .values(lease_until=bindparam("until"))
-    .returning(assignment.c.id, assignment.c.purpose)
+    .returning(assignment.c.id, assignment.c.purpose, assignment.c.user_id)
 )
 
 
-def lease(connection: Connection, round_id: int, user_id: int, n: int, now: int) -> tuple[list[int], list[int]]:
-    """Ids of the assignments that a person holds: those held before, renewed, and new ones up to n in all.
+def lease_each(
+    connection: Connection,
+    round_id: int,
+    people: Sequence[int],
+    n: int,
+    now: int,
+    changed: Collection[int] = (),
+) -> dict[int, list[int]]:
+    """Ids of the assignments that each person holds: those held before, renewed, and new ones up to n in all.
 
-    Also the ids of the tasks that are newly given, which the caller recounts with whatever else it has changed.
+    Args:
+        changed: ids of tasks to recount, together with those that are newly given.
 
     Raises:
-        AnswerRefused: this person does not judge.
+        AnswerRefused: one of them does not judge.
     """
-    terms = connection.execute(_TERMS, {"round": round_id, "person": user_id}).one()
-    if terms.role not in JUDGES or terms.person_state != "active":
-        raise AnswerRefused(f"{terms.display_name} is given no tasks: {terms.person_state} {terms.role}")
-    until = now + terms.lease_s * 1000
-    renewed = connection.execute(_RENEW, {"person": user_id, "round": round_id, "until": until}).all()
-    held = [int(row.id) for row in sorted(renewed, key=lambda row: (row.purpose != "training", row.id))]
-    if len(held) >= n:
-        return held[:n], []
-    drawn = _draw(connection, terms, n - len(held))
-    new = []
-    for purpose in dict.fromkeys(purpose for _, purpose in drawn):
-        task_ids = [id_ for id_, of in drawn if of == purpose]
-        assigned = _assign(connection, terms, purpose, task_ids, now=now, until=until)
-        new += list(zip(((id_, purpose) for id_ in task_ids), assigned, strict=True))
-    return held + [dict(new)[one] for one in drawn], [id_ for id_, _ in drawn]
+    terms = {int(row.person_id): row for row in connection.execute(_TERMS, {"round": round_id, "people": people})}
+    for row in terms.values():
+        if row.role not in JUDGES or row.person_state != "active":
+            raise AnswerRefused(f"{row.display_name} is given no tasks: {row.person_state} {row.role}")
+    until = now + terms[people[0]].lease_s * 1000
+    renewed = connection.execute(_RENEW, {"people": people, "round": round_id, "until": until}).all()
+    renewed = sorted(renewed, key=lambda row: (row.purpose != "training", row.id))
+    held = {person: [int(row.id) for row in renewed if row.user_id == person][:n] for person in people}
+    drawn: list[Drawn] = []
+    for person, ids in held.items():
+        if len(ids) < n:
+            taken = Counter(one.task_id for one in drawn if one.purpose == "judge")
+            drawn += _draw(connection, terms[person], n - len(ids), taken)
+    for one, id_ in zip(drawn, _assign(connection, drawn, now, until), strict=True):
+        held[one.person.person_id].append(id_)
+    recount(connection, {*changed, *(one.task_id for one in drawn)})
+    return held
 
 
-def _draw(connection: Connection, terms: Row[Any], n: int) -> list[tuple[int, str]]:
-    """The next n tasks of a person, fewer where there are no more, and what each is given for."""
-    drawn = [(id_, "training") for id_ in _training(connection, terms, n)]
-    first, sampled = _pools(connection, terms, n - len(drawn))
+def _draw(connection: Connection, terms: Row[Any], n: int, taken: Counter[int]) -> list[Drawn]:
+    """The next n tasks of a person, fewer where there are no more, and what each is given for.
+
+    Args:
+        taken: how many slots of each task others have been given since it was counted.
+    """
+    drawn = [Drawn(terms, "training", id_) for id_ in _training(connection, terms, n)]
+    first, sampled = _pools(connection, terms, n - len(drawn), taken)
     mixed = terms.gold_rate > 0 or terms.repeat_rate > 0
     had = _number_given(connection, terms) if mixed or sampled else 0
     while len(drawn) < n and (first or sampled):
         lot = random.Random(f"{terms.shuffle_seed}:{terms.person_name}:{had}")
         had += 1
         kind, by_lot = lot.random(), lot.random() < RANDOM_SHARE
-        taken = [id_ for id_, _ in drawn]
+        ours = [one.task_id for one in drawn]
         if kind < terms.gold_rate:
-            found, purpose = _known(connection, terms, taken), "gold"
+            found, purpose = _known(connection, terms, ours), "gold"
         elif kind < terms.gold_rate + terms.repeat_rate:
-            found, purpose = _judged_before(connection, terms, taken), "repeat"
+            found, purpose = _judged_before(connection, terms, ours), "repeat"
         else:
             found, purpose = None, "judge"
         if found is None:
             pool = (sampled or first) if by_lot else (first or sampled)
             found, purpose = pool.pop(0), "judge"
-        drawn.append((found, purpose))
+        drawn.append(Drawn(terms, purpose, found))
     return drawn
 
 
@@ -119,7 +153,7 @@ def _seen(*purposes: str) -> ColumnElement[bool]:
 
 
 _FREE = (
-    select(task.c.id)
+    select(task.c.id, task.c.open_slots)
     .where(task.c.round_id == bindparam("round"), task.c.open_slots > 0, ~_seen())
     .limit(bindparam("number"))
 )
@@ -129,12 +163,13 @@ _MOST_UNCERTAIN = _FREE.where(task.c.lot >= RANDOM_SHARE).order_by(*_BY_PRIORITY
 _SAMPLED = _FREE.where(task.c.lot < RANDOM_SHARE).order_by(*_BY_LOT)
 
 
-def _pools(connection: Connection, terms: Row[Any], n: int) -> tuple[list[int], list[int]]:
+def _pools(connection: Connection, terms: Row[Any], n: int, taken: Counter[int]) -> tuple[list[int], list[int]]:
     """Tasks to be judged in the round's order, and those that are drawn by lot whatever the order is."""
 
     def ids(chosen: Select[Any]) -> list[int]:
-        given = {"round": terms.id, "person": terms.person_id, "number": n}
-        return [int(id_) for id_ in connection.execute(chosen, given).scalars()]
+        given = {"round": terms.id, "person": terms.person_id, "number": n + len(taken)}
+        rows = connection.execute(chosen, given)
+        return [int(row.id) for row in rows if row.open_slots > taken[row.id]][:n]
 
     if n <= 0:
         return [], []
@@ -215,81 +250,82 @@ _GIVEN = (
 _GIVE = insert(assignment).returning(assignment.c.id, sort_by_parameter_order=True)
 
 
-def _assign(
-    connection: Connection,
-    terms: Row[Any],
-    purpose: str,
-    task_ids: Sequence[int],
-    *,
-    now: int,
-    until: int,
-) -> list[int]:
-    """Lease these tasks to a person; a lease of the same task that had expired is taken up again, sides as before."""
-    given = {
-        "state": "leased",
-        "leased_at": now,
-        "lease_until": until,
-        "form_digest": terms.form_digest,
-        "guideline_version": terms.guideline_version,
+def _assign(connection: Connection, drawn: Sequence[Drawn], now: int, until: int) -> list[int]:
+    """Lease what was drawn; a lease of the same task that had expired is taken up again, sides as before."""
+    if not drawn:
+        return []
+    rows: list[Row[Any]] = list(connection.execute(_GIVEN, {"ids": sorted({one.task_id for one in drawn})}))
+    before = {(row.user_id, row.purpose, int(row.id)): row.assignment_id for row in rows}
+    ids = {
+        one: int(before[key]) for one in drawn if (key := (one.person.person_id, one.purpose, one.task_id)) in before
     }
-    rows: list[Row[Any]] = list(connection.execute(_GIVEN, {"ids": task_ids}))
-    again = {
-        int(row.id): int(row.assignment_id) for row in rows if (row.user_id, row.purpose) == (terms.person_id, purpose)
-    }
-    if again:
-        connection.execute(update(assignment).where(assignment.c.id.in_(again.values())).values(given))
-    fresh = [id_ for id_ in task_ids if id_ not in again]
+    for one, id_ in ids.items():
+        leased = one.lease(now, until)
+        connection.execute(update(assignment).where(assignment.c.id == id_).values(leased))
+    fresh = [one for one in drawn if one not in ids]
     if fresh:
-        if purpose == "repeat":
-            orders = _swapped_orders(connection, terms, fresh)
-        else:
-            orders = _choose_orders(connection, terms, fresh, rows)
-        whose = {"user_id": terms.person_id, "purpose": purpose, **given}
-        rows_of = [{"task_id": id_, "shown_order": orders[id_], **whose} for id_ in fresh]
-        added = connection.execute(_GIVE, rows_of).scalars()
-        again.update(zip(fresh, (int(id_) for id_ in added), strict=True))
-    return [again[id_] for id_ in task_ids]
+        orders = _choose_orders(connection, [one for one in fresh if one.purpose != "repeat"], rows)
+        for one in fresh:
+            if one.purpose == "repeat":
+                orders[one] = _swapped_order(connection, one)
+        given = [
+            {
+                "task_id": one.task_id,
+                "shown_order": orders[one],
+                "user_id": one.person.person_id,
+                "purpose": one.purpose,
+                **one.lease(now, until),
+            }
+            for one in fresh
+        ]
+        ids.update(zip(fresh, map(int, connection.execute(_GIVE, given).scalars()), strict=True))
+    return [ids[one] for one in drawn]
 
 
-def _swapped_orders(connection: Connection, terms: Row[Any], task_ids: Sequence[int]) -> dict[int, str]:
-    """The order that the person saw when they judged these tasks, the other way round."""
-    query = select(assignment.c.task_id, assignment.c.shown_order).where(
-        assignment.c.task_id.in_(task_ids), assignment.c.user_id == terms.person_id, assignment.c.purpose == "judge"
+def _swapped_order(connection: Connection, one: Drawn) -> str:
+    """The order that the person saw when they judged this task, the other way round."""
+    query = select(assignment.c.shown_order).where(
+        assignment.c.task_id == one.task_id,
+        assignment.c.user_id == one.person.person_id,
+        assignment.c.purpose == "judge",
     )
-    return {int(id_): json.dumps(json.loads(order)[::-1]) for id_, order in connection.execute(query)}
+    return json.dumps(json.loads(connection.execute(query).scalar_one())[::-1])
 
 
-_SHOWN_TO_PERSON = (
-    select(assignment.c.shown_order, func.count())
+_ORDERS_SHOWN = (
+    select(assignment.c.user_id, assignment.c.shown_order, func.count())
     .join(task, task.c.id == assignment.c.task_id)
-    .where(assignment.c.user_id == bindparam("person"), task.c.round_id == bindparam("round"))
-    .group_by(assignment.c.shown_order)
+    .where(assignment.c.user_id.in_(these("people")), task.c.round_id == bindparam("round"))
+    .group_by(assignment.c.user_id, assignment.c.shown_order)
 )
 
 
-def _choose_orders(
-    connection: Connection, terms: Row[Any], task_ids: Sequence[int], given: Sequence[Row[Any]]
-) -> dict[int, str]:
+def _choose_orders(connection: Connection, drawn: Sequence[Drawn], given: Sequence[Row[Any]]) -> dict[Drawn, str]:
     """Sides by lot, balanced: first over the people who see a task, then over the tasks that a person sees.
 
     Args:
         given: rows of ``_GIVEN``, which say in which orders others saw these tasks.
     """
+    if not drawn:
+        return {}
     on_task: dict[int, Counter[str]] = defaultdict(Counter)
     for row in given:
         if row.shown_order is not None:
             on_task[int(row.id)][row.shown_order] += 1
-    by_person: Counter[str] = Counter()
-    for order, count in connection.execute(_SHOWN_TO_PERSON, {"person": terms.person_id, "round": terms.id}):
-        by_person[order] = count
+    by_person: dict[int, Counter[str]] = defaultdict(Counter)
+    people = sorted({one.person.person_id for one in drawn})
+    for person_id, order, count in connection.execute(_ORDERS_SHOWN, {"people": people, "round": drawn[0].person.id}):
+        by_person[person_id][order] = count
     known = {int(row.id): (row.digest, int(row.responses)) for row in given}
     orders = {}
-    for id_ in task_ids:
-        digest, k = known[id_]
+    for one in drawn:
+        digest, k = known[one.task_id]
+        seen, shown = on_task[one.task_id], by_person[one.person.person_id]
         # By content: the same in every store.
-        lot = random.Random(f"{terms.shuffle_seed}:{digest}:{terms.person_name}").sample(range(k), k)
+        lot = random.Random(f"{one.person.shuffle_seed}:{digest}:{one.person.person_name}").sample(range(k), k)
         options = [json.dumps(lot), json.dumps(lot[::-1])]
-        best = min(options, key=lambda order: (on_task[id_][order], by_person[order]))
-        by_person[best] += 1
-        orders[id_] = best
+        best = min(options, key=lambda order: (seen[order], shown[order]))
+        seen[best] += 1
+        shown[best] += 1
+        orders[one] = best
     return orders

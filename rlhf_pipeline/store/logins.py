@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store.audit import log_event
 from rlhf_pipeline.store.engine import Database, now_ms
 from rlhf_pipeline.store.tables import api_token, login_session, user
+from rlhf_pipeline.store.tasks import chunks, these
 
 SESSION_SECONDS = 30 * 24 * 3600
 SEEN_SECONDS = 300
@@ -81,6 +83,14 @@ def end_sessions(connection: Connection, user_id: int, now: int, *, keep: str | 
     return connection.execute(update(login_session).where(ours).values(revoked_at=now)).rowcount
 
 
+_OF_SESSIONS = (
+    select(user, login_session.c.id_sha256, login_session.c.last_seen_at.label("seen"))
+    .join(login_session, login_session.c.user_id == user.c.id)
+    .where(login_session.c.id_sha256.in_(these("hashes")), login_session.c.expires_at >= bindparam("now"))
+    .where(login_session.c.revoked_at.is_(None), user.c.state == "active")
+)
+
+
 class Logins:
     """Sessions and API tokens of people."""
 
@@ -111,23 +121,34 @@ class Logins:
 
     def of_session(self, token: str, *, now: int | None = None) -> User | None:
         """Whom a token names; None where it is unknown, expired or revoked, or the person is blocked."""
+        return self.of_sessions([token], now=now).get(token)
+
+    def of_sessions(
+        self, tokens: Collection[str], *, with_password: bool = False, now: int | None = None
+    ) -> dict[str, User]:
+        """Whom each of these tokens names, as :meth:`of_session`; all of them are seen now.
+
+        Args:
+            with_password: leave out the sessions of people who have no password.
+        """
         now = now_ms() if now is None else now
-        query = (
-            select(user, login_session.c.last_seen_at.label("seen"))
-            .join(login_session, login_session.c.user_id == user.c.id)
-            .where(login_session.c.id_sha256 == sha256(token), login_session.c.expires_at >= now)
-            .where(login_session.c.revoked_at.is_(None), user.c.state == "active")
-        )
+        by_hash = {sha256(token): token for token in tokens}
         with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        if row is None:
-            return None
-        if now - (row.seen or 0) > SEEN_SECONDS * 1000:
-            this = login_session.c.id_sha256 == sha256(token)
+            rows = [
+                row
+                for part in chunks(list(by_hash))
+                for row in connection.execute(_OF_SESSIONS, {"hashes": part, "now": now})
+                if row.password_hash is not None or not with_password
+            ]
+        unseen = [row for row in rows if now - (row.seen or 0) > SEEN_SECONDS * 1000]
+        if unseen:
             with self._database.write() as connection:
-                connection.execute(update(login_session).where(this).values(last_seen_at=now))
-                connection.execute(update(user).where(user.c.id == row.id).values(last_seen_at=now))
-        return User(int(row.id), row.display_name, row.role, row.locale)
+                for part in chunks(unseen):
+                    these_sessions = login_session.c.id_sha256.in_([row.id_sha256 for row in part])
+                    connection.execute(update(login_session).where(these_sessions).values(last_seen_at=now))
+                    these_people = user.c.id.in_([row.id for row in part])
+                    connection.execute(update(user).where(these_people).values(last_seen_at=now))
+        return {by_hash[row.id_sha256]: User(int(row.id), row.display_name, row.role, row.locale) for row in rows}
 
     def end_session(self, token: str, *, now: int | None = None) -> None:
         """Sign out: the token names nobody any more."""

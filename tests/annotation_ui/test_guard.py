@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from annotation_ui.guard import AT_ONCE, COOKIE, LARGEST_BODY, Guard, who_may
+from annotation_ui.guard import AT_ONCE, AT_WORK_SECONDS, COOKIE, LARGEST_BODY, REMEMBER_SECONDS, Guard, who_may
 from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store import JudgementStore
 
@@ -208,3 +210,41 @@ def test_the_api_describes_itself(ann: TestClient) -> None:
             assert "200" in about["responses"]
     fields = described["components"]["schemas"]["JudgementIn"]["properties"]
     assert {"client_token", "assignment", "choice", "place", "ranking", "ratings"} <= fields.keys()
+
+
+def test_sessions_at_work_are_looked_up_together(
+    app_and_store: tuple[Guard, JudgementStore, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all who ask at the same moment; who was revoked since, or is idle, is not among them."""
+    guard, store, _ = app_and_store
+    guard._known.clear()
+    tokens = [store.people.start_session(store.user(f"Person {n}")) for n in range(4)]
+    asked: list[list[str]] = []
+    of_sessions = store.people.of_sessions
+
+    def counted(wanted: Collection[str], **given: Any) -> Any:
+        asked.append(sorted(wanted))
+        return of_sessions(wanted, **given)
+
+    monkeypatch.setattr(store.people, "of_sessions", counted)
+
+    async def ask(of: list[str]) -> list[str | None]:
+        found = await asyncio.gather(*(guard._user(None, token) for token in of))
+        return [user.name if user else None for user in found]
+
+    def some_time_later() -> None:
+        for known in guard._known.values():
+            known.looked_up -= REMEMBER_SECONDS
+
+    names = [f"Person {n}" for n in range(4)]
+    assert asyncio.run(ask(tokens)) == names
+    assert sorted(asked) == sorted([token] for token in tokens), "each once when it is new"
+    asked.clear()
+    assert asyncio.run(ask(tokens)) == names
+    assert asked == [], "and believed for a moment"
+    some_time_later()
+    guard._known[tokens[3]].used -= AT_WORK_SECONDS
+    store.people.end_session(tokens[0])
+    assert asyncio.run(ask(tokens[:3])) == [None, *names[1:3]]
+    assert asked[0] == sorted(tokens[:3]), "one look for all"
+    assert asked[1:] == [[tokens[0]]], "and one for who is not known any more"

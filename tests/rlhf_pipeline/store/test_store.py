@@ -196,10 +196,10 @@ def test_answers_that_do_not_fit_are_refused_and_change_nothing(store: Judgement
             refused()
     assert store.judgements(round_id) == []
     store.submit(ann, answer(first, token="mine"))
-    [theirs] = store.lease(round_id, bob, 1) or [None]
-    assert theirs is None
+    store.release(round_id, ann, [second.id])
+    [theirs] = store.lease(round_id, bob, 1)
     with pytest.raises(AnswerRefused, match="another person"):
-        store.submit(bob, replace(answer(first), client_token="mine"))
+        store.submit(bob, answer(theirs, token="mine"))
 
 
 def test_judgements_and_events_cannot_be_changed(store: JudgementStore) -> None:
