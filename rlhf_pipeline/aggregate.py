@@ -170,8 +170,6 @@ def _model(
         for first, second in combinations(by_id[row.task_id].responses, 2)
         if (share := vote(row, first.id, second.id)) is not None
     ]
-    if rule == "noisy_bradley_terry":
-        return noisy_bradley_terry(votes)
     known: dict[tuple[Any, Any], float] = {}
     for task in tasks:
         for first, second in combinations(task.responses, 2):
@@ -181,7 +179,18 @@ def _model(
                 share = {first.id: 1.0, second.id: 0.0, None: 0.5}.get(task.gold.response_id)
             if share is not None:
                 known[first.id, second.id] = share
-    return dawid_skene_pairs(votes, known=known)
+    return fit_votes(rule, votes, known)
+
+
+def fit_votes(rule: Rule, votes: Sequence[PairVote], known: Mapping[tuple[Any, Any], float]) -> VoteModel | None:
+    """A model of everybody's votes on pairs by the rule; None where the majority decides.
+
+    Args:
+        known: pairs whose truth is known, by which Dawid–Skene measures people.
+    """
+    if rule == "majority":
+        return None
+    return noisy_bradley_terry(votes) if rule == "noisy_bradley_terry" else dawid_skene_pairs(votes, known=known)
 
 
 def demonstrations(tasks: Sequence[TaskRow], judgements: Sequence[JudgementRow]) -> list[Demonstration]:

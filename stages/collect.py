@@ -14,8 +14,6 @@ where it stopped.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,12 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from rlhf_pipeline.artifacts import Artifact
-    from rlhf_pipeline.records import Preference
     from rlhf_pipeline.store import JudgementStore
-    from rlhf_pipeline.store.records import Answer, Assignment, NewTask, Progress
+    from rlhf_pipeline.store.records import Progress
     from stages.settings import Settings
-
-_IMPORT_BATCH = 500
 
 
 class Config(Section):
@@ -264,9 +259,11 @@ def _needed(progress: Progress) -> str:
 
 
 def _import(job: Job, store: JudgementStore) -> int:
-    """Ready-made preferences as tasks and judgements of "import" users; a pair that repeats has several."""
+    """Ready-made preferences as a round of tasks judged by "import" users; a pair that repeats has several."""
     from rlhf_pipeline.data import read_preferences
-    from rlhf_pipeline.store.records import NewResponse, NewTask
+    from rlhf_pipeline.exchange import JudgedRound, add_round
+    from rlhf_pipeline.exchange.training import PairTasks
+    from rlhf_pipeline.store.records import Form
 
     source = job.settings.data.preferences
     if source is None:
@@ -277,38 +274,18 @@ def _import(job: Job, store: JudgementStore) -> int:
         )
     loaded = read_preferences(source, system=job.settings.data.system, report=job.report_on("preferences"))
     job.say(loaded.summary())
-    same = sum(p.chosen == p.rejected for p in loaded.records)
-    if same:
+    different = [p for p in loaded.records if p.chosen != p.rejected]
+    if same := len(loaded.records) - len(different):
         job.say(f"{same:,} left out: chosen and rejected are the same")
-    pairs: dict[str, list[Preference]] = defaultdict(list)
-    tasks: dict[str, NewTask] = {}
-    for p in loaded.records:
-        if p.chosen != p.rejected:
-            meta = {"source": p.source, "imported": dict(p.meta)} if p.meta or p.source else {}
-            task = NewTask(p.prompt, (NewResponse(p.chosen), NewResponse(p.rejected)), meta=meta)
-            pairs[task.digest].append(p)
-            tasks.setdefault(task.digest, task)
-    source_digest = digest([p.to_json() for p in loaded.records])
-    round_id = store.open_round("imported", overlap=1, seed=job.seed, source_digest=source_digest, lease_seconds=3600)
-    store.add_tasks(round_id, [replace(t, needed=len(pairs[d])) for d, t in tasks.items()])
-    digests = {task.id: task.digest for task in store.tasks(round_id)}
-    with job.track("importing", sum(map(len, pairs.values()))) as advance:
-        advance(store.progress(round_id).judgements)
-        for copy in range(max(map(len, pairs.values()), default=0)):
-            user_id = store.user("import" if copy == 0 else f"import {copy + 1}", "import")
-            while held := store.lease(round_id, user_id, _IMPORT_BATCH):
-                answers = [_imported_answer(given, pairs[digests[given.task_id]][copy]) for given in held]
-                store.submit_many(user_id, answers)
-                advance(len(held))
-    return round_id
-
-
-def _imported_answer(given: Assignment, preference: Preference) -> Answer:
-    from rlhf_pipeline.store.records import Answer
-
-    token = f"import-{given.id}"
-    if preference.probability == 0.5:
-        return Answer(token, given.id, "tie")
-    [chosen] = [r.id for r in given.responses if r.text == preference.chosen]
-    sure = None if preference.probability == 1.0 else preference.probability
-    return Answer(token, given.id, "response", chosen, probability=sure, margin=preference.margin)
+    pairs = PairTasks()
+    for p in different:
+        meta = {"source": p.source, "imported": dict(p.meta)} if p.meta or p.source else {}
+        pairs.add(p.prompt, p.chosen, p.rejected, p.probability, p.margin, meta)
+    made = JudgedRound("imported", digest([p.to_json() for p in loaded.records]), Form(), tuple(pairs.tasks()))
+    with job.track("importing", len(different)) as advance:
+        added = add_round(store, made, advance=advance)
+    if added.round_id is None:
+        raise DataError(
+            f"none of {len(loaded.records):,} preferences compares two different responses", where=source.path
+        )
+    return added.round_id

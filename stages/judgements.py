@@ -59,8 +59,12 @@ def export_round(
         "Training formats: leave out tasks that somebody flagged."
     ))] = False,
 ) -> None:  # fmt: skip
-    """Write the judgements of a round, with pseudonyms for names and a manifest beside the file."""
+    """Write the judgements of a round, with pseudonyms for names and a manifest beside the file.
+
+    Training formats count votes as the run's collect.votes says.
+    """
     from rlhf_pipeline.exchange import Pseudonyms, Terms, export, find_format, read_round, read_salt, salt_beside, write
+    from stages.labels import counting
 
     known = find_format(format)
     _check_out(out, as_list=known.as_list)
@@ -75,7 +79,7 @@ def export_round(
         terms = _chosen(store, number, settings.collect.judges)
         names = Pseudonyms(read_salt(salt_beside(_location(settings, folder), folder)))
         judged = read_round(store, terms.id, names)
-        wanted = Terms(min_margin, min_probability, corrections, drop_flagged)
+        wanted = Terms(min_margin, min_probability, corrections, drop_flagged, counting(settings.collect.votes))
         made = export(judged, format, wanted, salt_digest=names.salt_digest)
         where = f"round {terms.number} ({terms.name})"
     found = made.manifest["found"]

@@ -76,8 +76,8 @@ def count(
     """The votes as preferences, by the rules of ``collect.votes``; people stand in them under pseudonyms."""
     from rlhf_pipeline.aggregate import aggregate
 
-    config, counting = job.config, _counting(job.config.votes)
-    preferences, summary = aggregate(tasks, judgements, source=config.judges, counting=counting, who=_who(job, url))
+    config, counted = job.config, counting(job.config.votes)
+    preferences, summary = aggregate(tasks, judgements, source=config.judges, counting=counted, who=_who(job, url))
     for number, what in ((summary.late, "that came late"), (summary.flagged, "of flagged tasks")):
         if number:
             job.say(f"{number:,} judgements {what} are left out")
@@ -107,7 +107,7 @@ def rules(
 
     path = job.folder / RULES
     path.unlink(missing_ok=True)  # of a try that was interrupted
-    records, found = rule_records(tasks, judgements, forms, counting=_counting(job.config.votes))
+    records, found = rule_records(tasks, judgements, forms, counting=counting(job.config.votes))
     if not records:
         return {}
     write_jsonl(path, (record.to_json() for record in records))
@@ -116,7 +116,8 @@ def rules(
     return {"rules": [one.to_json() for one in found]}
 
 
-def _counting(votes: VotesSection) -> Counting:
+def counting(votes: VotesSection) -> Counting:
+    """How votes are counted, as the library has it."""
     from rlhf_pipeline.aggregate import Counting
 
     return Counting(votes.rule, late=votes.late == "keep", flagged=votes.flagged == "keep")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,10 +54,16 @@ class Added:
     people: int
 
 
-def add_round(store: JudgementStore, judged: JudgedRound, *, into: int | None = None) -> Added:
+def add_round(
+    store: JudgementStore,
+    judged: JudgedRound,
+    *,
+    into: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Added:
     """Add a round's tasks and judgements, in a round of their own or ``into`` one that is there.
 
-    What was interrupted goes on when it is called again.
+    What was interrupted goes on when it is called again. ``advance`` hears of so many judgements that are there now.
 
     Raises:
         StoreError: the store cannot be written, or a judge's name is that of somebody who judges here.
@@ -69,6 +75,7 @@ def add_round(store: JudgementStore, judged: JudgedRound, *, into: int | None = 
         fresh = _without_same(store, judged, fresh, round_id)
     total = sum(len(task.verdicts) for task in judged.tasks)
     number = sum(map(len, fresh))
+    advance(total - number)
     there = {row.digest for row in store.tasks(round_id)} if round_id is not None else set()
     wanted = [
         task
@@ -99,6 +106,7 @@ def add_round(store: JudgementStore, judged: JudgedRound, *, into: int | None = 
             recount(connection, {row.id for row, _ in part})
             detail = {"name": judged.name, "judgements": len(part)}
             log_event(connection, now, None, "import", "round", round_id, detail)
+        advance(len(part))
     return Added(round_id, len(wanted), number, total - number, len(users))
 
 

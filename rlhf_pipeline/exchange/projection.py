@@ -4,9 +4,11 @@ Every decision is made once for all formats here, and what it leaves out is coun
 
 - current judgements only, of purpose "judge"; where an admin has adjudicated, the admin's alone; no skips; each is the
   vote of :func:`rlhf_pipeline.aggregate.vote`, so that an export decides as training on the round itself does;
-- a pair goes to the response with more than half of the votes. A tie, and "none is good", is half a vote for each; a
-  judge who said how sure they are gives that much of a vote. No two rows contradict each other: equal pairs of
-  different tasks are decided together;
+- late work and flagged tasks count where the terms say so (``collect.votes``);
+- a pair goes to the response with more than half of the votes, or by a model of everybody's votes where the terms name
+  one (single responses, of which such a model says nothing, go by the share all the same). A tie, and "none is good",
+  is half a vote for each; a judge who said how sure they are gives that much of a vote. No two rows contradict each
+  other: equal pairs of different tasks are decided together;
 - a ranking is a vote on each of its pairs; tied responses are a tie. The pairs of one task weigh 1 together;
 - a corrected response is better than the original, whoever decided the task; both are a pair of their own;
 - a response is good (KTO) where more than half of its judges find it so: it was chosen, stands first in a ranking, or
@@ -20,10 +22,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from rlhf_pipeline.aggregate import vote
+from rlhf_pipeline.aggregate import fit_votes, vote
 from rlhf_pipeline.exchange.judged import JudgedRound, JudgedTask, Verdict, current
 from rlhf_pipeline.exchange.rules import Ledger, Terms
 from rlhf_pipeline.records import Prompt
+from rlhf_pipeline.vote_models import PairVote, VoteModel
 
 _EVEN = 1e-9
 JUDGEMENT_RULES = ("superseded", "purpose", "skip", "adjudicated")
@@ -69,18 +72,24 @@ class _Votes:
     shares: list[float] = field(default_factory=list)
     margins: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     choices: Counter[str] = field(default_factory=Counter)
+    adjudicated: bool = False
 
 
 def counted(task: JudgedTask, ledger: Ledger, terms: Terms) -> tuple[list[Verdict], list[Verdict]]:
     """The judgements of a task that decide it, and those whose corrections count; none where the task is left out."""
-    ledger.apply(*JUDGEMENT_RULES, *(["flagged"] if terms.drop_flagged else []))
+    ledger.apply(*JUDGEMENT_RULES, *([] if terms.votes.late else ["late"]))
+    ledger.apply(*(["flagged"] if terms.drop_flagged or not terms.votes.flagged else []))
     standing = current(task.verdicts)
     ledger.remove("superseded", len(task.verdicts) - len(standing))
     real = [v for v in standing if v.purpose in ("judge", "adjudicate")]
     ledger.remove("purpose", len(standing) - len(real))
-    if terms.drop_flagged and any(v.flags for v in real):
+    if _is_dropped(real, terms):
         ledger.remove("flagged", len(real))
         return [], []
+    in_time = [v for v in real if _is_in_time(v, terms)]
+    if not terms.votes.late:
+        ledger.remove("late", len(real) - len(in_time))
+    real = in_time
     corrections = [v for v in real if v.purpose == "judge" and v.correction is not None]
     decisions = [v for v in real if v.purpose == "adjudicate"]
     deciding = decisions[-1:] or real
@@ -88,6 +97,17 @@ def counted(task: JudgedTask, ledger: Ledger, terms: Terms) -> tuple[list[Verdic
     judged = [v for v in deciding if v.choice != "skip"]
     ledger.remove("skip", len(deciding) - len(judged))
     return judged, corrections
+
+
+def _is_dropped(standing: Sequence[Verdict], terms: Terms) -> bool:
+    """Whether a task is left out for a flag of those who judged or decided it."""
+    drop = terms.drop_flagged or not terms.votes.flagged
+    return drop and any(v.flags for v in standing if v.purpose in ("judge", "adjudicate"))
+
+
+def _is_in_time(verdict: Verdict, terms: Terms) -> bool:
+    """Whether it counts, late or not; gold questions and an admin's decisions are never late."""
+    return terms.votes.late or not verdict.late or verdict.purpose != "judge"
 
 
 def pairs_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Pair]:
@@ -102,16 +122,42 @@ def pairs_of(judged: JudgedRound, ledger: Ledger, terms: Terms) -> list[Pair]:
             _vote(votes, task, first, second, verdicts, group=str(number))
         for verdict in corrections:
             _vote_for_correction(votes, task, verdict, ledger, terms, group=f"{number} corrected")
+    model = _model(judged, terms)
     decided = [
         (pair, ballot.group)
         for (prompt, first, second), ballot in votes.items()
-        if (pair := _decide(prompt, first, second, ballot, ledger)) and _is_wanted(pair, ledger, terms)
+        if (pair := _decide(prompt, first, second, ballot, ledger, model)) and _is_wanted(pair, ledger, terms)
     ]
     sizes = Counter(group for _, group in decided)
     return [
         Pair(p.prompt, p.chosen, p.rejected, p.probability, p.margin, p.judgements, p.source, 1 / sizes[group])
         for p, group in decided
     ]
+
+
+def _model(judged: JudgedRound, terms: Terms) -> VoteModel | None:
+    """What everybody's votes say together, as :mod:`rlhf_pipeline.aggregate` has it for training: gold questions and an
+    admin's decisions tell how good people are. Responses are named by prompt and text, in the order of the texts."""
+    votes: list[PairVote] = []
+    known: dict[tuple[object, object], float] = {}
+    for task in judged.tasks if terms.votes.rule != "majority" else ():
+        own = current(task.verdicts)
+        if _is_dropped(own, terms):
+            continue
+        said = [v for v in own if v.purpose in ("judge", "gold") and v.choice != "skip" and _is_in_time(v, terms)]
+        decision = next((v for v in reversed(own) if v.purpose == "adjudicate"), None)
+        for first, second in combinations(sorted(range(len(task.responses)), key=lambda i: task.responses[i].text), 2):
+            pair = (task.prompt, task.responses[first].text), (task.prompt, task.responses[second].text)
+            for verdict in said:
+                # where it is not known what stood left, the order of the texts is as good as a lot
+                left = not verdict.shown or verdict.shown.index(first) < verdict.shown.index(second)
+                if (share := vote(verdict, first, second)) is not None:
+                    votes.append(PairVote(*pair, verdict.by, share, left))
+            truth = vote(decision, first, second) if decision is not None and decision.choice != "skip" else None
+            if truth is None and task.gold is not None and task.gold.choice in ("response", "tie"):
+                truth = {first: 1.0, second: 0.0, None: 0.5}.get(task.gold.response_id)
+            known |= {} if truth is None else {pair: truth}
+    return fit_votes(terms.votes.rule, votes, known)
 
 
 def _vote(
@@ -131,6 +177,7 @@ def _vote(
             continue
         ballot = votes.setdefault((task.prompt, a, b), _Votes(group, "judgement"))
         ballot.shares.append(1 - share if swapped else share)
+        ballot.adjudicated = ballot.adjudicated or verdict.purpose == "adjudicate"
         ballot.choices["tie" if verdict.ranking is not None and share == 0.5 else verdict.choice] += 1
         if verdict.margin is not None and verdict.choice == "response":
             ballot.margins[(verdict.response == first) != swapped].append(verdict.margin)
@@ -167,8 +214,13 @@ def _correction(task: JudgedTask, verdict: Verdict, ledger: Ledger, terms: Terms
     return None
 
 
-def _decide(prompt: Prompt, first: str, second: str, ballot: _Votes, ledger: Ledger) -> Pair | None:
+def _decide(
+    prompt: Prompt, first: str, second: str, ballot: _Votes, ledger: Ledger, model: VoteModel | None
+) -> Pair | None:
     share = sum(ballot.shares) / len(ballot.shares)
+    by_model = model is not None and ballot.source == "judgement" and not ballot.adjudicated
+    if model is not None and by_model and any(one != 0.5 for one in ballot.shares):
+        share = model.probability[(prompt, first), (prompt, second)]
     if abs(share - 0.5) < _EVEN:
         kinds = set(ballot.choices)
         ledger.remove("tie" if kinds == {"tie"} else "all_bad" if kinds == {"all_bad"} else "even")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from rlhf_pipeline.aggregate import Counting
 
 RULES: Mapping[str, tuple[str, str]] = {
     # name: (what is counted, the rule)
@@ -13,6 +15,7 @@ RULES: Mapping[str, tuple[str, str]] = {
     "purpose": ("judgements", "questions with known answers, repeated ones and those of the training do not count"),
     "skip": ("judgements", "a skip is no judgement"),
     "adjudicated": ("judgements", "where an admin has decided a task, only that decision counts"),
+    "late": ("judgements", "one that came after its place was given to somebody else does not count"),
     "flagged": ("judgements", "a task that somebody flagged is left out"),
     "corrections": ("corrections", "a corrected response is not made a pair"),
     "unchanged": ("corrections", "a correction that changes nothing is no correction"),
@@ -75,15 +78,17 @@ class Terms:
         min_probability: pairs whose chosen side has a smaller share of the votes are left out (0.5 to 1).
         corrections: whether a corrected response becomes a pair (correction better than original) and, for KTO, a row.
         drop_flagged: whether a task that anybody flagged is left out.
+        votes: how votes are counted, and which of them: as for training on the round itself.
     """
 
     min_margin: float | None = None
     min_probability: float = 0.5
     corrections: bool = True
     drop_flagged: bool = False
+    votes: Counting = field(default_factory=Counting)
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return asdict(self)
 
 
 def is_plain(*texts: str) -> bool:

@@ -136,9 +136,7 @@ class Read:
 
 def read_pairs(rows: Sequence[RawRow], known: Format) -> Read:
     """Rows of any format that holds pairs → one judgement each; a pair that stands twice was judged by two."""
-    read = Read()
-    verdicts: dict[str, list[Verdict]] = defaultdict(list)
-    tasks: dict[str, NewTask] = {}
+    read, pairs = Read(), PairTasks()
     for row in rows:
         try:
             exchange = _convert(row, known)
@@ -156,24 +154,52 @@ def read_pairs(rows: Sequence[RawRow], known: Format) -> Read:
         except RowProblem as problem:
             read.bad.append((row.where, problem))
             continue
-        task = NewTask(Prompt(exchange.messages), tuple(NewResponse(text) for text in texts), meta=meta)
-        tasks.setdefault(task.digest, task)
-        said = verdicts[task.digest]
-        said.append(_verdict_of(exchange, canonical(task, texts)[0], importer(len(said))))
-    read.tasks = [JudgedTask(t.prompt, t.canonical(), tuple(verdicts[d]), t.meta) for d, t in tasks.items()]
+        margin = exchange.margin or None
+        pairs.add(Prompt(exchange.messages), texts[0], texts[1], exchange.probability, margin, meta)
+    read.tasks = pairs.tasks()
     return read
+
+
+class PairTasks:
+    """Collects pairs with a preference: a task for each pair, a judgement for each time it stands there."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[str, list[Verdict]] = defaultdict(list)
+        self._tasks: dict[str, NewTask] = {}
+
+    def add(
+        self,
+        prompt: Prompt,
+        chosen: str,
+        rejected: str,
+        probability: float,
+        margin: float | None,
+        meta: Mapping[str, Any],
+    ) -> None:
+        """A pair of different texts; ``probability`` of the first being the better one, where 0.5 is a tie. Of a pair
+        that stands again, ``meta`` stays what it was."""
+        task = NewTask(prompt, (NewResponse(chosen), NewResponse(rejected)), meta=meta)
+        self._tasks.setdefault(task.digest, task)
+        said = self._verdicts[task.digest]
+        by = importer(len(said))
+        if probability == 0.5:
+            said.append(Verdict(by, "tie"))
+            return
+        sure = None if probability == 1.0 else probability
+        [place] = canonical(task, [chosen])
+        said.append(Verdict(by, "response", place, probability=sure, margin=margin))
+
+    def tasks(self) -> list[JudgedTask]:
+        """In the order in which each pair first stood there."""
+        return [
+            JudgedTask(task.prompt, task.canonical(), tuple(self._verdicts[digest]), task.meta)
+            for digest, task in self._tasks.items()
+        ]
 
 
 def importer(number: int) -> str:
     """The name under which the judgements of a file without names are kept: one for each time a pair stands in it."""
     return "import" if number == 0 else f"import {number + 1}"
-
-
-def _verdict_of(exchange: Exchange, chosen: int, by: str) -> Verdict:
-    if exchange.probability == 0.5:
-        return Verdict(by, "tie")
-    sure = None if exchange.probability == 1.0 else exchange.probability
-    return Verdict(by, "response", chosen, probability=sure, margin=exchange.margin or None)
 
 
 def _convert(row: RawRow, known: Format) -> Exchange:

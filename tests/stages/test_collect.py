@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from rlhf_pipeline.artifacts import complete
 from rlhf_pipeline.data import DataConfig, SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, UsageError, WaitingForPeople
+from rlhf_pipeline.exchange import into_store
 from rlhf_pipeline.pocket.annotators import UNREADABLE
 from rlhf_pipeline.pocket.grammar import demonstrations
 from rlhf_pipeline.pocket.judge import broken_rules, gold
@@ -403,17 +403,16 @@ def test_ready_made_preferences_go_through_the_store_and_come_out_the_same(tmp_p
 
 def test_an_interrupted_import_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = preferences_file(tmp_path, [Preference(prompt(i), "good", "bad") for i in range(30)])
-    monkeypatch.setattr(collect, "_IMPORT_BATCH", 8)
-    submit = JudgementStore.submit_many
-    calls = []
+    recount, calls = into_store.recount, []
 
-    def fails_in_the_third(self: JudgementStore, *args: Any, **kwargs: Any) -> Any:
-        calls.append(time.monotonic())
+    def fails_in_the_third(*args: Any) -> None:
+        calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return submit(self, *args, **kwargs)
+        recount(*args)
 
-    monkeypatch.setattr(JudgementStore, "submit_many", fails_in_the_third)
+    monkeypatch.setattr(into_store, "recount", fails_in_the_third)
+    monkeypatch.setattr(into_store, "chunks", lambda rows: [rows[i : i + 8] for i in range(0, len(rows), 8)])
     with pytest.raises(KeyboardInterrupt):
         collect.run(job(tmp_path, Config(judges="imported"), preferences=path, sampled=False))
     assert collect.run(job(tmp_path, Config(judges="imported"), preferences=path, sampled=False))["judgements"] == 30
