@@ -135,7 +135,7 @@ def interval_plot(
     if not rows:
         return Markup("")
     written = _percent if percent else "{:.2f}".format
-    width, left, right = size[0], 24 + 7.5 * max(len(row.name) for row in rows), 72
+    width, left, right = size[0], 22 + 9.2 * max(len(row.name) for row in rows), 72
     row_height = min(66.0, max(34.0, (size[1] - 52) / len(rows)))
     bottom = 12 + row_height * len(rows)
 
@@ -226,7 +226,8 @@ class _Frame:
             )
             parts.append(text(self.left - 7, self.y(tick) + 4, label, "tick", "end"))
         for tick, label in zip(self.x_ticks, _tick_labels(self.x_ticks), strict=True):
-            parts.append(text(self.x(tick), self.height - _BOTTOM + 16, label, "tick", "middle"))
+            inside = min(self.x(tick), self.width - 3.2 * len(label))  # the last label would stand half outside
+            parts.append(text(inside, self.height - _BOTTOM + 16, label, "tick", "middle"))
         parts.append(text((self.left + self.width - _RIGHT) / 2, self.height - 6, x_label, "axis", "middle"))
         middle = (_TOP + self.height - _BOTTOM) / 2
         turned = Markup(

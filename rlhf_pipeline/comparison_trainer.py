@@ -6,14 +6,16 @@ each response goes through the model once (Ouyang et al. 2022, arXiv:2203.02155,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_pipeline.encoding import EncodedPair
 from rlhf_pipeline.preference_losses import (
@@ -27,6 +29,8 @@ from rlhf_pipeline.records import Preference
 from rlhf_pipeline.training import RewardModelTrainer
 
 Kind = Literal["bradley_terry", "rao_kupper", "davidson", "plackett_luce"]
+_TIE_FILE = "tie.json"  # in a checkpoint: an adapter's has no place for it
+_TIE_STEP = 0.03  # by so much may the logarithm of a learnt tie parameter move in a step, at the peak learning rate
 PAIR_COLUMNS = ("first", "second", "probability", "tie", "margin", "weight")
 
 
@@ -47,30 +51,34 @@ class ComparisonLoss:
     centering: float
     mean_weight: float
 
-    def __call__(self, scores: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, scores: Tensor, rows: Mapping[str, Tensor], tie: Tensor | None = None) -> Tensor:
         """The mean loss of a batch of rows.
 
         Args:
             scores: ``(rows, K)``, of each row's responses; zero where there is none.
             rows: ``places`` and ``mask``, ``(rows, K)``; of every pair ``row``, and :data:`PAIR_COLUMNS`, ``(pairs,)``.
+            tie: in place of the loss's own, where it is learnt.
         """
+        parameter = self.tie if tie is None else tie
         chosen, rejected = (scores[rows["row"], rows[side]] for side in ("first", "second"))
         if self.kind == "plackett_luce":
             weight = torch.zeros_like(scores[:, 0]).index_add(0, rows["row"], rows["weight"])
-            losses = weight * plackett_luce_loss(scores, rows["places"], rows["mask"], prevalence=self.tie)
+            losses = weight * plackett_luce_loss(scores, rows["places"], rows["mask"], prevalence=parameter)
         else:
-            losses = rows["weight"] * self._of_pairs(chosen, rejected, rows)
+            losses = rows["weight"] * self._of_pairs(chosen, rejected, rows, parameter)
         penalty = rows["weight"] * self.centering * centering_penalty(chosen, rejected)
         return (losses.sum() + penalty.sum()) / (len(scores) * self.mean_weight)
 
-    def _of_pairs(self, chosen: Tensor, rejected: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    def _of_pairs(
+        self, chosen: Tensor, rejected: Tensor, rows: Mapping[str, Tensor], parameter: Tensor | float | None
+    ) -> Tensor:
         said = {"probability": rows["probability"], "margin": rows["margin"]}
         if self.kind == "bradley_terry":
             return bradley_terry_loss(chosen, rejected, **said)
-        assert self.tie is not None
+        assert parameter is not None
         if self.kind == "rao_kupper":
-            return rao_kupper_loss(chosen, rejected, threshold=self.tie, tie=rows["tie"], **said)
-        return davidson_loss(chosen, rejected, prevalence=self.tie, tie=rows["tie"], **said)
+            return rao_kupper_loss(chosen, rejected, threshold=parameter, tie=rows["tie"], **said)
+        return davidson_loss(chosen, rejected, prevalence=parameter, tie=rows["tie"], **said)
 
 
 def tie_parameter(kind: Kind, share: float) -> float | None:
@@ -134,11 +142,57 @@ def _row(members: Sequence[tuple[EncodedPair, Preference]], soft: bool, margins:
 class ComparisonTrainer(RewardModelTrainer):
     """TRL's trainer for reward models with a loss of ours, on rows of :func:`comparison_rows`."""
 
-    def __init__(self, *args: Any, comparison_loss: ComparisonLoss, processing_class: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        comparison_loss: ComparisonLoss,
+        processing_class: Any,
+        learn_tie: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """``learn_tie``: the loss's tie parameter is where it starts, and is learnt with the scores; it is the model's
+        ``tie_bias`` until :meth:`take_tie`."""
         self._comparison_loss = comparison_loss
+        self._learnt_tie: nn.Parameter | None = None
+        if learn_tie and comparison_loss.tie is not None:
+            self._learnt_tie = nn.Parameter(torch.zeros((), device=next(model.parameters()).device))
+            model.register_parameter("tie_bias", self._learnt_tie)  # a bias: no weight decay
         collator = _Collator(int(processing_class.pad_token_id))
         given: dict[str, Any] = {**kwargs, "processing_class": processing_class, "data_collator": collator}
-        super().__init__(*args, **given)
+        super().__init__(model, **given)
+
+    def tie(self) -> Tensor | None:
+        """The tie parameter as it is now: η or ν, scalar; None where it is not learnt.
+
+        Adam moves every parameter by about the learning rate in a step, and its logarithm shall move by
+        :data:`_TIE_STEP` whatever that is. Its gradient stays as it is, so that clipping sees nothing of that.
+        """
+        learnt, start = self._learnt_tie, self._comparison_loss.tie
+        if learnt is None or start is None:
+            return None
+        far = (_TIE_STEP / self.args.learning_rate) * learnt.detach()
+        return start * (far + learnt - learnt.detach()).exp()
+
+    def take_tie(self) -> float | None:
+        """What was learnt, taken off the model, which is then as it would be without."""
+        if (tie := self.tie()) is None:
+            return None
+        model: Any = self.model
+        del model.tie_bias
+        return tie.item()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self._learnt_tie is not None and self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            (folder / _TIE_FILE).write_text(json.dumps(self._learnt_tie.item()), encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        if self._learnt_tie is not None:
+            kept = json.loads((Path(resume_from_checkpoint) / _TIE_FILE).read_text(encoding="utf-8"))
+            self._learnt_tie.data.fill_(kept)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset  # TRL would look for the columns of its own pairs here
@@ -155,7 +209,7 @@ class ComparisonTrainer(RewardModelTrainer):
         flat = outputs.logits.squeeze(-1).float()
         mask = inputs["mask"].bool()
         scores = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
-        loss = self._comparison_loss(scores, inputs)
+        loss = self._comparison_loss(scores, inputs, self.tie())
         if mode == "train":
             self._total_train_tokens += int(self.accelerator.gather(inputs["attention_mask"].sum()).sum().item())
         with torch.no_grad():
@@ -167,6 +221,8 @@ class ComparisonTrainer(RewardModelTrainer):
                 "accuracy": (apart > 0).float().mean(),
                 "margin": apart.mean(),
             }
+            if (tie := self.tie()) is not None:
+                found["tie"] = tie
             metrics = self._metrics[mode]
             metrics["num_tokens"] = [self._total_train_tokens]
             for name, value in found.items():

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 from rlhf_pipeline.errors import TrainingError
 
-Gate = Literal["chance", "length", "calibration", "template"]
+Gate = Literal["chance", "length", "calibration", "template", "rules"]
 """What is asked of a reward model before anything is trained on it."""
-GATES: tuple[Gate, ...] = ("chance", "length", "calibration", "template")
+GATES: tuple[Gate, ...] = ("chance", "length", "calibration", "template", "rules")
+MISCALIBRATED = 0.05
+"""An expected calibration error above this is said, if chance alone does not explain it."""
 
 
 class MetricsWriter:

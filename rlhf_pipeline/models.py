@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,23 +61,25 @@ def load_causal_lm(
 
 
 def load_classifier(
-    model: ModelConfig, *, device: str, folder: Path | None = None, dtype: torch.dtype | None = None
+    model: ModelConfig, *, device: str, folder: Path | None = None, dtype: torch.dtype | None = None, labels: int = 1
 ) -> PreTrainedModel:
-    """The base's backbone with a linear score head (hidden → 1), in float32 and zero unless ``folder`` has one.
+    """The base's backbone with a linear head (hidden → labels), in float32 and zero unless ``folder`` has one.
 
     An encoder has the head that transformers gives it (the last layer of which starts at zero), all in float32.
     """
     if is_encoder(load_config(model, encoders=True)):
         dtype = torch.float32
-    classifier = _load(AutoModelForSequenceClassification, model, device, folder, dtype, num_labels=1)
+    classifier = _load(AutoModelForSequenceClassification, model, device, folder, dtype, num_labels=labels)
     if not is_encoder(classifier.config):
         classifier.score = _FloatHead(classifier.score)
     return classifier
 
 
-def score_layer(classifier: Any) -> nn.Linear:
-    """The last linear layer of a classifier's head, which gives the score."""
-    return [m for name, m in classifier.named_modules() if isinstance(m, nn.Linear) and m.out_features == 1][-1]
+def score_layer(classifier: Any, among: Iterable[nn.Module] | None = None) -> nn.Linear:
+    """The last linear layer of a classifier's head, which gives the score; ``among`` these of its modules, or all."""
+    labels = classifier.config.num_labels
+    modules = classifier.modules() if among is None else among
+    return [m for m in modules if isinstance(m, nn.Linear) and m.out_features == labels][-1]
 
 
 def head_modules(classifier: PreTrainedModel) -> list[str]:
@@ -103,7 +105,7 @@ class _FloatHead(nn.Linear):
         self.weight.data = head.weight.data.float()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(…, hidden)`` of any precision to ``(…, 1)`` in float32."""
+        """``(…, hidden)`` of any precision to ``(…, labels)`` in float32."""
         return super().forward(hidden.to(self.weight.dtype))
 
 
@@ -236,7 +238,7 @@ def with_adapter(loaded: PreTrainedModel, folder: Path, trainable: bool) -> Peft
 
 
 def read_score_head(adapter_folder: Path) -> Tensor:
-    """The score head of a reward adapter, ``(1, hidden)`` in float32.
+    """The score head of a reward adapter, ``(labels, hidden)`` in float32; a reward model has one label.
 
     Raises:
         ArtifactError: the adapter has none, so it is no reward model.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_pipeline.metrics import GATES, Gate, wilson_interval
+from rlhf_pipeline.metrics import GATES, MISCALIBRATED, Gate, wilson_interval
 
 _MOST_SLICES = 12
 _CODE = ("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust")
@@ -28,7 +28,6 @@ _SECTIONS = {
     ),
     "Reasoning": ("math-prm", *_CODE),
 }  # fmt: skip
-_MISCALIBRATED = 0.05  # an expected calibration error above this is said, if chance alone does not explain it
 _FLIPPED = 0.05  # a share of pairs that change their order above this is said
 _HISTOGRAM_BINS = 24
 
@@ -259,7 +258,7 @@ def rewardbench_sections(subsets: Mapping[str, Share]) -> dict[str, float]:
 
 
 def warnings(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
-    """``{"gate", "sentence"}`` for each of :data:`GATES` that an evaluation does not pass."""
+    """``{"gate", "sentence"}`` for each of :data:`GATES` that an evaluation of preferences does not pass."""
     found: dict[Gate, str] = {}
     right, length, calibration = (evaluation[key] for key in ("accuracy", "length_baseline", "calibration"))
     interval = f"{right['value']:.1%}, 95 % interval {right['low']:.1%} to {right['high']:.1%}"
@@ -273,7 +272,7 @@ def warnings(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
             f"the reward model is not shown to be better than always preferring the {length['direction']} response "
             f"({length['value']:.1%}; the model {interval}): a policy may learn length from it and nothing else"
         )
-    if calibration["error"] > max(_MISCALIBRATED, calibration["chance_error"]):
+    if calibration["error"] > max(MISCALIBRATED, calibration["chance_error"]):
         over = calibration["temperature"] is None or calibration["temperature"] > 1
         factor = calibration["temperature"]
         remedy = "" if factor is None else f"; dividing its scores by {factor:.2f} would mend most of that"

@@ -9,7 +9,7 @@ The folder holds ``reward_model.json`` (what it is, and on which base), beside `
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,8 +26,16 @@ from rlhf_pipeline.encoding import Text
 from rlhf_pipeline.ensembles import Combination
 from rlhf_pipeline.errors import ArtifactError, IncompatibleArtifact
 from rlhf_pipeline.model_source import base_identity, is_encoder, load_config
-from rlhf_pipeline.models import full_model, load_classifier, quiet, read_score_head, with_adapter
+from rlhf_pipeline.models import (
+    full_model,
+    load_classifier,
+    quiet,
+    read_score_head,
+    score_layer,
+    with_adapter,
+)
 from rlhf_pipeline.records import Message
+from rlhf_pipeline.rule_models import RULES, RuleModel, RulePart, WithRules, add_rule_adapter
 from rlhf_pipeline.tokenization import load_tokenizer
 
 SPEC = "reward_model.json"
@@ -45,6 +53,7 @@ class Spec:
         limit: the longest row that an encoder was trained on, in tokens.
         members: folders of the adapters of an ensemble.
         combination: how the members' scores become one.
+        rules: the rule model in the folder ``rules``, where there is one.
     """
 
     model: ModelConfig
@@ -54,11 +63,13 @@ class Spec:
     limit: int | None = None
     members: tuple[str, ...] = ()
     combination: Combination | None = None
+    rules: RulePart | None = None
 
     def write(self, folder: Path) -> None:
         """As ``reward_model.json``."""
         values = {**vars(self), "model": self.model.model_dump(mode="json")}
         values["combination"] = vars(self.combination) if self.combination else None
+        values["rules"] = vars(self.rules) if self.rules else None
         (folder / SPEC).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     @staticmethod
@@ -72,7 +83,10 @@ class Spec:
             model, combination = ModelConfig(**values.pop("model")), values.pop("combination")
             if combination is not None:
                 combination = Combination(**{**combination, "offsets": tuple(combination["offsets"])})
-            return Spec(**{**values, "members": tuple(values["members"])}, model=model, combination=combination)
+            if (rules := values.pop("rules", None)) is not None:
+                rules = RulePart(**{**rules, **{name: tuple(rules[name]) for name in ("names", "offsets")}})
+            values["members"] = tuple(values["members"])
+            return Spec(**values, model=model, combination=combination, rules=rules)
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"it cannot be read: {error}", where=str(path)) from None
 
@@ -81,35 +95,58 @@ class RewardModel:
     """Scores whole sequences of ids; a decoder's score is read at the last token, found by length and not by the pad
     token; an encoder's where its own head reads it."""
 
-    def __init__(self, classifier: PreTrainedModel | PeftModel, adapter: str | None = None) -> None:
-        """``adapter``: which one of several on the classifier; they share its base."""
+    def __init__(
+        self, classifier: PreTrainedModel | PeftModel, adapter: str | None = None, head: nn.Module | None = None
+    ) -> None:
+        """``adapter``: which one of several on the classifier; they share its base. ``head``: in place of a decoder's
+        own."""
         self.classifier, self._adapter = classifier, adapter
         inner: Any = classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier
         self._reads_whole = is_encoder(inner.config)
         self._backbone: nn.Module = getattr(inner, inner.base_model_prefix)
-        self._head: nn.Module | None = None if self._reads_whole else inner.score
+        self._head: nn.Module | None = None if self._reads_whole else head or inner.score
         self._pad_id = int(inner.config.pad_token_id or 0) if self._reads_whole else 0
 
-    @torch.no_grad()
+    @property
+    def head_weight(self) -> Tensor:
+        """Of the layer that gives the outputs: ``(labels, features)``."""
+        if isinstance(self._head, nn.Linear):
+            return self._head.weight
+        own = f".modules_to_save.{self._adapter or 'default'}"  # of several adapters each has a head
+        saved = [part for name, part in self.classifier.named_modules() if own in f"{name}."]
+        return score_layer(self.classifier, saved or None).weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the base's weights are."""
+        return next(self.classifier.parameters()).dtype
+
     def score(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> list[float]:
-        """One score per sequence of prompt and response ids; the order is kept, the batches are of like length."""
+        """One score per sequence of prompt and response ids."""
+        scores: list[float] = self.outputs(sequences, batch_size).squeeze(-1).tolist()
+        return scores
+
+    @torch.no_grad()
+    def outputs(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
+        """What the head says of each sequence, ``(sequences, labels)`` in float32 on the CPU; the order is kept, the
+        batches are of like length."""
         device = next(self.classifier.parameters()).device
         was_training = self.classifier.training
         if self._adapter is not None:
             cast(PeftModel, self.classifier).set_adapter(self._adapter)
         self.classifier.eval()
-        scores = [0.0] * len(sequences)
         order = self.order(sequences)
+        found = [torch.empty(0)] * len(sequences)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             lengths = torch.tensor([len(sequences[i]) for i in rows], device=device)
             ids = torch.full((len(rows), int(lengths.max())), self._pad_id, device=device)
             for place, i in enumerate(rows):
                 ids[place, : len(sequences[i])] = torch.tensor(list(sequences[i]), device=device)
-            for i, value in zip(rows, self._values(ids, lengths).float().tolist(), strict=True):
-                scores[i] = value
+            for i, values in zip(rows, self._values(ids, lengths).float().cpu(), strict=True):
+                found[i] = values
         self.classifier.train(was_training)
-        return scores
+        return torch.stack(found) if found else torch.empty(0, 1)
 
     @staticmethod
     def order(sequences: Sequence[Sequence[int]]) -> list[int]:
@@ -120,10 +157,10 @@ class RewardModel:
         mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
         if self._head is None:
             whole: Tensor = self.classifier(input_ids=ids, attention_mask=mask).logits
-            return whole.squeeze(-1)
+            return whole
         hidden = self._backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         values: Tensor = self._head(hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
-        return values.squeeze(-1)
+        return values
 
 
 class Ensemble:
@@ -142,7 +179,7 @@ class Ensemble:
         return [member.score(sequences, batch_size) for member in self.members]
 
 
-Scores = RewardModel | Ensemble
+Scores = RewardModel | Ensemble | RuleModel | WithRules
 
 
 def load_reward_model(model: ModelConfig, folder: Path, *, device: str, base: Path | None = None) -> Scores:
@@ -170,9 +207,21 @@ def load_reward_model(model: ModelConfig, folder: Path, *, device: str, base: Pa
         for adapter in adapters:
             read_score_head(adapter)
     classifier = with_adapter(load_classifier(model, device=device, folder=base), adapters[0], trainable=False)
-    if spec is None or spec.combination is None:
+    if spec is None or (spec.combination is None and spec.rules is None):
         return RewardModel(classifier)
-    return load_members(classifier, adapters, spec.combination)
+    preference = (
+        RewardModel(classifier, "default")
+        if spec.combination is None
+        else load_members(classifier, adapters, spec.combination)
+    )
+    if spec.rules is None:
+        return preference
+    if is_encoder(load_config(model, encoders=True)):  # of which more than the last layer is its head: it stands apart
+        apart = load_classifier(model, device=device, folder=base, labels=len(spec.rules.names))
+        rules = RewardModel(with_adapter(apart, folder / RULES / "adapter", trainable=False))
+    else:
+        rules = RewardModel(classifier, RULES, head=add_rule_adapter(classifier, folder / RULES / "adapter"))
+    return WithRules(preference, RuleModel(rules, spec.rules))
 
 
 def load_members(classifier: PeftModel, adapters: Sequence[Path], combination: Combination) -> Ensemble:
@@ -193,6 +242,21 @@ def load_text(model: ModelConfig, limit: int | None = None) -> Text:
         return load_tokenizer(model)
     text = load_encoder_text(model)
     return text if limit is None else replace(text, limit=min(limit, text.limit))
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A response's score and what it is made of.
+
+    Args:
+        score: what everything is decided by.
+        preference: what it would be if the response broke no rule; the same where the reward model knows no rules.
+        broken: rule → the probability that the response breaks it.
+    """
+
+    score: float
+    preference: float
+    broken: Mapping[str, float]
 
 
 class Scorer:
@@ -249,6 +313,27 @@ class Scorer:
         Args:
             ended: False for a response that was cut off at a limit; None where none was.
         """
+        return self.model.score(self._encode(prompts, responses, ended), batch_size)
+
+    def explain(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        responses: Sequence[str],
+        *,
+        ended: Sequence[bool] | None = None,
+        batch_size: int = 32,
+    ) -> list[Explained]:
+        """As :meth:`score`, with what the score is made of."""
+        rows = self._encode(prompts, responses, ended)
+        if not isinstance(self.model, WithRules):
+            return [Explained(score, score, {}) for score in self.model.score(rows, batch_size)]
+        names = self.model.rules.part.names
+        parts = zip(*(part.tolist() for part in self.model.parts(rows, batch_size)), strict=True)
+        return [Explained(score, alone, dict(zip(names, broken, strict=True))) for score, alone, broken in parts]
+
+    def _encode(
+        self, prompts: Sequence[Sequence[Message]], responses: Sequence[str], ended: Sequence[bool] | None
+    ) -> list[list[int]]:
         whole = [True] * len(responses) if ended is None else ended
         rows = [
             self.text.encode(prompt, response, ended=end)
@@ -256,4 +341,4 @@ class Scorer:
         ]
         if isinstance(self.text, EncoderText):
             rows = [row[: self.text.limit] for row in rows]
-        return self.model.score(rows, batch_size)
+        return rows

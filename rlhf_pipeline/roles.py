@@ -126,16 +126,18 @@ class Roles:
         self.set_head(name, weight)
 
     def set_head(self, name: str, weight: Tensor, bias: Tensor | float = 0.0) -> None:
-        """Give a role a scalar head on the backbone's last hidden state, in float32: weight ``(1, hidden)``."""
+        """Give a role a head on the backbone's last hidden state, in float32: weight ``(1, hidden)``, or a row for each
+        of several outputs."""
         role = self._roles[name]
-        role.head = nn.Linear(weight.shape[1], 1, device=self.base.device, dtype=torch.float32)
+        role.head = nn.Linear(weight.shape[1], len(weight), device=self.base.device, dtype=torch.float32)
         role.head.requires_grad_(role.trainable)
         with torch.no_grad():
             role.head.weight.copy_(weight)
-            role.head.bias.copy_(torch.as_tensor(bias).reshape(1))
+            role.head.bias.copy_(torch.as_tensor(bias))
 
     def head(self, name: str, hidden: Tensor) -> Tensor:
-        """The role's scalar for each hidden state: ``(…, hidden)`` of any dtype → ``(…,)`` in float32."""
+        """The role's scalar for each hidden state: ``(…, hidden)`` of any dtype → ``(…,)`` in float32; ``(…, outputs)``
+        of a head with several."""
         head = self._roles[name].head
         assert head is not None, f"role {name!r} has no head"
         return cast(Tensor, head(hidden.to(torch.float32))).squeeze(-1)

@@ -270,6 +270,17 @@ def adapter_scores(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int
     return _of_all(parts, groups, rollout)
 
 
+@torch.no_grad()
+def adapter_outputs(roles: Roles, rollout: Rollout, groups: Sequence[Sequence[int]], role: str) -> Tensor:
+    """What a role whose head has several outputs says of each response, ``(batch, outputs)``, at its last token."""
+    count, outputs = len(rollout.prompts), len(roles.named_parameters(role)["head.weight"])
+    with roles.use(role) as model:
+        parts = [roles.head(role, last_hidden(model, rollout.sequences(rows))) for rows in groups]
+    if not parts:  # fewer rows than processes
+        return processes.add_up(torch.zeros((count, outputs), device=rollout.response_mask.device))
+    return processes.add_up(in_order([part.reshape(-1, outputs) for part in parts], groups, outputs, count))
+
+
 def _of_all(
     parts: list[Tensor], groups: Sequence[Sequence[int]], rollout: Rollout, *, by_token: bool = False
 ) -> Tensor:

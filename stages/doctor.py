@@ -42,6 +42,7 @@ def check(settings: Settings) -> int:
         _memory,
         _launch,
         _judging,
+        _rules,
     )
     failed = 0
     for one in checks:
@@ -223,7 +224,7 @@ def _ppo_load(settings: Settings, shape: Shape, prompt: int) -> PpoLoad:
         rank=lora.rank,
         layers=min(lora.top_layers or shape.layers, shape.layers),
         trained=2 if value_adapter else 1,
-        frozen=1 if settings.reward.lora is None else 2,
+        frozen=1 if settings.reward.lora is None else 2 + settings.reward.rules.learn,
         prompt=prompt,
         new=ppo.max_new_tokens,
         sampled_rows=min(ppo.generation_batch, max(ppo.rollout_batch, SCALE_RESPONSES)),
@@ -319,3 +320,26 @@ def _judging(settings: Settings) -> Iterator[Finding]:
         return
     JudgementStore.open(url).close()
     yield "ok", "judgements: the PostgreSQL store answers"
+
+
+def _rules(settings: Settings) -> Iterator[Finding]:
+    """Whether what is to be learnt of rules is asked, and used."""
+    asked, judges, learns = settings.collect.form.rules, settings.collect.judges, settings.reward.rules.learn
+    apart = "ppo" in settings.run.stages and any(one.source == "rules" for one in settings.ppo.rewards)
+    if "reward" not in settings.run.stages:
+        return
+    if learns and (not asked or judges == "imported"):
+        yield (
+            "fails",
+            (
+                "reward.rules.learn is true, but nobody is asked about rules: "
+                + ("collect.judges is imported" if asked else "collect.form.rules is empty")
+            ),
+        )
+    elif learns:
+        weight = settings.reward.rules.weight
+        yield "ok", f"rules: {len(asked)} are learnt; breaking all costs {weight:g} standard deviations of the score"
+    elif asked and judges != "imported":
+        yield "note", f"rules: {len(asked)} are asked, and no model learns them (reward.rules.learn: true would)"
+    if apart and not learns:
+        yield "fails", "ppo.rewards names the source rules, but reward.rules.learn is false"

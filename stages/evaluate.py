@@ -18,6 +18,7 @@ from pydantic import Field
 from rlhf_pipeline import evaluation
 from rlhf_pipeline.config import Section
 from rlhf_pipeline.errors import ConfigError, DataError
+from stages import evaluate_scores
 from stages.job import Job
 from stages.policies import BASE, REFERENCE, Policies
 from stages.prompts import has_gold_judge
@@ -77,17 +78,24 @@ def run(job: Job) -> dict[str, Any]:
                 name, "sft_logprob", lambda n: _reference_logprobs(job, policies, n, chat, encoded, answers[n])
             )
     policies.close()
+    rules: tuple[str, ...] = ()
     if "reward" in job.inputs:
-        _score(job, policies.adapter_base(), answers, prompts, encoded, chat.end_id)
+        reward = evaluate_scores.RewardModelScores(job, policies.adapter_base(), chat.end_id)
+        rules = reward.rules
+        for name in names:
+            answers.fill(name, "score", lambda n: reward.of(answers[n], prompts, encoded))
     if has_gold_judge(job):
         for name in names:
-            answers.fill(name, "gold", lambda n: _gold(prompts, answers[n]))
+            answers.fill(name, "gold", lambda n: evaluate_scores.gold(prompts, answers[n]))
 
     measured = {name: _measure(answers[name], answers[REFERENCE], judge) for name in names}
+    if rules:
+        for name in names:
+            measured[name]["rules"] = evaluate_scores.broken_shares(answers[name], rules)
     metrics: dict[str, Any] = {"policies": measured, "judge": judge, "summary": _summary(answers, judge)}
     (job.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_jsonl(job.folder / "responses.jsonl", _response_rows(prompts, answers))
-    for line in [*table(metrics), *metrics["summary"]]:
+    for line in [*table(metrics), *evaluate_scores.rule_table(measured), *metrics["summary"]]:
         job.say(line)
     return metrics
 
@@ -244,48 +252,6 @@ def _reference_logprobs(
     if name != REFERENCE:
         rows = _logprobs(job, policies, REFERENCE, chat, encoded, rows)
     return [{"sft_logprob": row["logprob"]} for row in rows]
-
-
-def _score(
-    job: Job,
-    base: Path | None,
-    answers: _Answers,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[Sequence[int]],
-    end_id: int,
-) -> None:
-    """The reward model's score of every response, whichever stop token ended it; it is loaded only when needed."""
-    from rlhf_pipeline.generation import ending_with
-    from rlhf_pipeline.reward_models import Scorer, Spec
-
-    loaded: list[Any] = []
-    folder = job.inputs["reward"].folder
-    spec = Spec.read(folder)
-
-    def compute_from_text(name: str) -> Rows:
-        if not loaded:
-            loaded.append(Scorer.on_own_model(folder, device=job.device))
-        rows, messages = answers[name], [prompt.messages for prompt in prompts]
-        texts, ended = [row["text"] for row in rows], [row["ended"] for row in rows]
-        return [{"score": s} for s in loaded[0].score(messages, texts, ended=ended, batch_size=job.config.batch_size)]
-
-    def compute(name: str) -> Rows:
-        if not loaded:
-            from rlhf_pipeline.reward_models import load_reward_model
-
-            loaded.append(load_reward_model(job.settings.model, folder, device=job.device, base=base))
-        judged = [ending_with(row["ids"], row["ended"], end_id) for row in answers[name]]
-        sequences = [[*prompt, *ids] for prompt, ids in zip(encoded, judged, strict=True)]
-        return [{"score": score} for score in loaded[0].score(sequences, batch_size=job.config.batch_size)]
-
-    for name in answers.names:
-        answers.fill(name, "score", compute_from_text if spec is not None and spec.own_model else compute)
-
-
-def _gold(prompts: Sequence[Prompt], rows: Rows) -> Rows:
-    from rlhf_pipeline.pocket.judge import gold
-
-    return [{"gold": gold(p.messages, row["text"], row["ended"])} for p, row in zip(prompts, rows, strict=True)]
 
 
 def _measure(rows: Rows, reference: Rows, judge: str | None) -> dict[str, Any]:

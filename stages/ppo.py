@@ -38,7 +38,9 @@ class Reward(Section):
     """A source of scores."""
 
     source: str = Field("reward_model", min_length=1)
-    """``reward_model`` is that of the reward stage; otherwise a Python file, e.g. ``rewards/short.py``."""
+    """``reward_model`` is that of the reward stage, less what breaks rules where it knows some; ``rules`` is minus the
+    mean probability that a rule is broken, and beside it ``reward_model`` is the preference alone; otherwise a Python
+    file, e.g. ``rewards/short.py``."""
     function: str = Field("score", min_length=1)
     """In a Python file: ``function(prompts, responses) -> scores``; prompts are lists of messages, responses texts."""
     weight: float = 1.0
@@ -54,7 +56,7 @@ class Reward(Section):
     @property
     def file(self) -> str | None:
         """The Python file, where it is one."""
-        return None if self.source == "reward_model" else self.source
+        return None if self.source in ("reward_model", "rules") else self.source
 
 
 class Critic(Section):

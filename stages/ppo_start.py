@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from rlhf_pipeline.records import Messages
     from rlhf_pipeline.reward_models import Scorer as TextScorer
+    from rlhf_pipeline.reward_models import Spec
     from rlhf_pipeline.rewards import Scoring
     from rlhf_pipeline.roles import Roles
     from rlhf_pipeline.rollout import Rollout, Scorer
+    from rlhf_pipeline.rule_models import RulePart
     from rlhf_pipeline.tokenization import ChatTokenizer
     from rlhf_pipeline.trunk import Trunk
     from stages.ppo import Config
@@ -79,9 +81,13 @@ def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> t
         roles.add("reference", lora=config.lora)  # B = 0: the SFT model itself
     roles.add("policy", copy_of="reference", trainable=True)
     scorers: dict[str, tuple[float, Scorer]] = {}
+    learnt: dict[str, Scorer] = {}
+    wanted = [one.source for one in sources(config) if one.file is None]
+    if wanted:
+        learnt = _learnt_scorers(job, roles, chat, conversations, rules_apart="rules" in wanted)
     for one in sources(config):
         if one.file is None:
-            scorers["reward_model"] = one.weight, _reward_model(job, roles, chat, conversations)
+            scorers[one.source] = one.weight, learnt[one.source]
         else:
             name = f"{Path(one.file).stem}.{one.function}"
             scorers[name] = one.weight, python_function(one.file, one.function, chat, conversations)
@@ -94,20 +100,40 @@ def make_roles(job: Job, chat: ChatTokenizer, conversations: Conversations) -> t
     return roles, Scoring(scorers)
 
 
-def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer, conversations: Conversations) -> Scorer:
-    """The reward stage's model: a role on the base (several, of an ensemble), or a model of its own beside it."""
-    import torch
+def _learnt_scorers(
+    job: Job, roles: Roles, chat: ChatTokenizer, conversations: Conversations, *, rules_apart: bool
+) -> dict[str, Scorer]:
+    """``reward_model``, the reward stage's model with its rules; or, ``rules_apart``, without them, and ``rules``.
 
+    Roles on the base (several, of an ensemble), or a model of its own beside it.
+
+    Raises:
+        ConfigError: rules are wanted, and the reward model knows none.
+    """
     from rlhf_pipeline import models
     from rlhf_pipeline.reward_models import Scorer as TextScorer
     from rlhf_pipeline.reward_models import Spec, load_reward_model
-    from rlhf_pipeline.rollout import adapter_scores
+    from rlhf_pipeline.rule_models import WithRules
 
     folder = job.inputs["reward"].folder
     spec = Spec.read(folder)
+    rules = spec.rules if spec is not None else None
+    if rules_apart and rules is None:
+        raise ConfigError(
+            "the reward model has learnt no rules",
+            where="ppo.rewards",
+            advice="set reward.rules.learn: true (and collect.form.rules), or take the source rules away",
+        )
+    if rules is not None:
+        job.say(f"the reward model knows {len(rules.names)} rules: {', '.join(rules.names)}")
     if spec is not None and spec.own_model:
         job.say(f"the reward model works on {spec.model.name}: it is held in memory beside the base")
-        return _text_scorer(TextScorer.on_own_model(folder, device=job.device), chat, conversations)
+        opened = TextScorer.on_own_model(folder, device=job.device)
+        named: dict[str, Any] = {"reward_model": opened.model}
+        if rules_apart and isinstance(opened.model, WithRules):
+            named = {"reward_model": opened.model.preference, "rules": opened.model.rules}
+        texts = {name: TextScorer(opened.text, model) for name, model in named.items()}
+        return {name: _text_scorer(one, chat, conversations) for name, one in texts.items()}
     if models.full_model(folder) is not None:
         job.say("the reward model has all weights of its own: it is held in memory beside the base")
         whole = load_reward_model(job.settings.model, folder, device=job.device)
@@ -117,7 +143,28 @@ def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer, conversations: Co
             rows = [[*p, *r] for p, r in zip(judged.prompts, judged.responses, strict=True)]
             return _shared(lambda mine: whole.score(rows[mine]), len(rows), job.device)
 
-        return by_model
+        return {"reward_model": by_model}
+    preference = _preference_roles(roles, folder, spec, chat.end_id)
+    if rules is None:
+        return {"reward_model": preference}
+    broken = _rule_role(roles, folder, rules, chat.end_id)
+
+    def combined(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+        return rules.combine(preference(rollout, groups), broken(rollout, groups))
+
+    def penalty(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+        return -broken(rollout, groups).mean(-1)
+
+    return {"reward_model": preference, "rules": penalty} if rules_apart else {"reward_model": combined}
+
+
+def _preference_roles(roles: Roles, folder: Path, spec: Spec | None, end_id: int) -> Scorer:
+    """The preference model as a role, ``reward``, or those of an ensemble, ``reward_0`` and so on."""
+    import torch
+
+    from rlhf_pipeline import models
+    from rlhf_pipeline.rollout import adapter_scores
+
     members = spec.members if spec is not None else ()
     adapters = {f"reward_{number}": folder / name / "adapter" for number, name in enumerate(members)}
     for name, adapter in (adapters or {"reward": folder / "adapter"}).items():
@@ -126,12 +173,28 @@ def _reward_model(job: Job, roles: Roles, chat: ChatTokenizer, conversations: Co
     combination = spec.combination if spec is not None else None
 
     def by_roles(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
-        judged = rollout.ending_with(chat.end_id)
+        judged = rollout.ending_with(end_id)
         if combination is None:
             return adapter_scores(roles, judged, groups)
         return combination(torch.stack([adapter_scores(roles, judged, groups, role) for role in adapters]))
 
     return by_roles
+
+
+def _rule_role(roles: Roles, folder: Path, rules: RulePart, end_id: int) -> Scorer:
+    """The rule model as a role: the probability of each rule being broken, ``(batch, rules)``."""
+    from rlhf_pipeline import models
+    from rlhf_pipeline.rollout import adapter_outputs
+    from rlhf_pipeline.rule_models import RULES
+
+    adapter = folder / RULES / "adapter"
+    roles.add(RULES, folder=adapter)
+    roles.set_head(RULES, models.read_score_head(adapter))
+
+    def broken(rollout: Rollout, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+        return rules.broken(adapter_outputs(roles, rollout.ending_with(end_id), groups, RULES))
+
+    return broken
 
 
 def _text_scorer(scorer: TextScorer, chat: ChatTokenizer, conversations: Conversations) -> Scorer:

@@ -1,9 +1,9 @@
 """Reward modelling: preferences → a model that scores responses (TRL's RewardTrainer).
 
 Starts from the SFT policy with a zero score head, or from another model (``reward.model``, an encoder too); writes
-``adapter/`` (PEFT, with its head), ``model/`` without LoRA, or ``members/`` of an ensemble; ``reward_model.json`` says
-on what they work, ``evaluation.json`` everything that was measured. A pair counts as decided, chosen over rejected,
-when its probability reaches ``min_probability``; the others are left out.
+``adapter/`` (PEFT, with its head), ``model/`` without LoRA, or ``members/`` of an ensemble, and ``rules/`` where rules
+are learnt; ``reward_model.json`` says on what they work, ``evaluation.json`` everything that was measured. A pair
+counts as decided, chosen over rejected, when its probability reaches ``min_probability``; the others are left out.
 
     rlhf run CONFIG reward
 """
@@ -13,22 +13,25 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from rlhf_pipeline.config import ModelConfig, Section, TrainingSection
 from rlhf_pipeline.data.sources import SourceConfig
 from rlhf_pipeline.metrics import Gate
-from stages import reward_check, reward_learn
+from stages import reward_check, reward_learn, reward_rules
 from stages.job import Job
 from stages.pairs import load_pairs
+from stages.reward_rules import Rules
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rlhf_pipeline.encoding import EncodedPair
-    from rlhf_pipeline.reward_models import Scores, Spec
+    from rlhf_pipeline.reward_models import Ensemble as Members
+    from rlhf_pipeline.reward_models import RewardModel, Spec
 
 _OFFSET_PAIRS = 256
 
@@ -43,9 +46,9 @@ class Loss(Section):
     """``hard``: who won, of pairs decided by ``min_probability``; ``soft``: the share of the judges, of all pairs."""
     margins: bool = False
     """The chosen response shall lead by the judges' margin, where they gave one."""
-    tie: float | None = Field(None, gt=0)
+    tie: Annotated[float, Field(gt=0)] | Literal["learnt"] | None = None
     """Threshold η or prevalence ν of ties; raising it expects more of them. null: that at which responses of equal
-    scores tie as often as the training pairs do."""
+    scores tie as often as the training pairs do; ``learnt``: it starts there and is learnt with the scores."""
 
     @property
     def learns_undecided(self) -> bool:
@@ -77,7 +80,8 @@ class Evaluation(Section):
     judgements would buy; takes the time of that much more training."""
     stop_on: list[Gate] = Field(default_factory=list)
     """Which warnings end the chain: ``chance`` (no better than guessing), ``length`` (no better than length alone),
-    ``calibration`` (its confidence is not its accuracy), ``template`` (spaces or newlines change its mind)."""
+    ``calibration`` (its confidence is not its accuracy), ``template`` (spaces or newlines change its mind), ``rules``
+    (a rule was not learnt, or is not recognised)."""
 
     @model_validator(mode="after")
     def _are_shares(self) -> Evaluation:
@@ -109,20 +113,26 @@ class Config(TrainingSection):
     """What is learnt from the judgements of a pair; pairs weigh what their records say."""
     ensemble: Ensemble = Field(default_factory=Ensemble)
     """Several models that score together."""
+    rules: Rules = Field(default_factory=Rules)
+    """A second adapter that knows which rules a response breaks."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     """What is measured, and what is not good enough."""
 
     @model_validator(mode="after")
-    def _members_are_adapters(self) -> Config:
+    def _several_are_adapters(self) -> Config:
         if self.ensemble.members > 1 and self.lora is None:
             raise ValueError("reward.ensemble has several adapters on one base, so it needs reward.lora")
+        if self.rules.learn and self.lora is None:
+            raise ValueError("reward.rules is a second adapter on the base, so it needs reward.lora")
         return self
 
 
 def run(job: Job) -> dict[str, Any]:
     """Encode, train, save, prove that what was saved gives the same scores, measure on held-out pairs."""
     from rlhf_pipeline import training
+    from rlhf_pipeline.reward_models import Ensemble as Members
     from rlhf_pipeline.reward_models import RewardModel, load_reward_model
+    from rlhf_pipeline.rule_models import WithRules
 
     config: Config = job.config
     base = reward_learn.base_of(job)
@@ -136,18 +146,27 @@ def run(job: Job) -> dict[str, Any]:
         weak=config.weak,
     )
     judged = reward_check.Judged(pairs.train, pairs.train_records)
+    rules = reward_rules.learn(job, base)
     if config.ensemble.members > 1:
         trained = reward_learn.learn_members(job, base, judged)[0]
-        reward_model: Scores = _combine(job, base, pairs.train)
+        reward_model: RewardModel | Members = _combine(job, base, pairs.train)
     else:
         classifier, trained = reward_learn.learn(job, base, judged, job.folder, job.seed)
         reward_model = RewardModel(classifier)
         training.save(classifier, job.folder, base.model)
         _write(job, _spec(job, base))
+    if rules is not None:
+        _add_rules(job, rules, reward_model, pairs.train)
     loaded = load_reward_model(job.settings.model, job.folder, device=job.device, base=_below(job, base))
-    drift = reward_check.prove_saved(job, reward_model, loaded, pairs.held_out or pairs.train)
+    preference = loaded.preference if isinstance(loaded, WithRules) else loaded
+    assert isinstance(preference, RewardModel | Members)
+    drift = reward_check.prove_saved(job, reward_model, preference, pairs.held_out or pairs.train)
     held_out = reward_check.Judged(pairs.held_out, pairs.held_out_records)
     found = reward_check.measure(job, reward_model, base.text, held_out, batch_size=2 * config.batch_size)
+    if rules is not None:
+        assert isinstance(loaded, WithRules)
+        drift = max(drift, reward_rules.prove_saved(job, rules, loaded.rules.model))
+        found |= reward_rules.measure(job, rules, loaded, base.text, held_out, found.get("warnings", []))
     if config.evaluation.learning_curve and pairs.held_out:
         final = found["accuracy"]["value"]
         found["learning_curve"] = reward_learn.learning_curve(job, base, judged, held_out, final)
@@ -183,12 +202,27 @@ def _write(job: Job, spec: Spec) -> None:
             spec.write(job.folder)
 
 
-def _combine(job: Job, base: reward_learn.Base, pairs: Sequence[EncodedPair]) -> Scores:
+def _add_rules(
+    job: Job, rules: reward_rules.Learnt, preference: RewardModel | Members, pairs: Sequence[EncodedPair]
+) -> None:
+    """Into the description of the reward model, with what a standard deviation of the preference score is."""
+    import statistics
+
+    from rlhf_pipeline.reward_models import Spec
+
+    spec = Spec.read(job.folder)
+    assert spec is not None
+    rows = [ids for side in reward_check.columns(pairs[:_OFFSET_PAIRS]).values() for ids in side]
+    spread = statistics.pstdev(preference.score(rows, 2 * job.config.batch_size))
+    _write(job, replace(spec, rules=rules.part(weight=job.config.rules.weight, spread=spread)))
+
+
+def _combine(job: Job, base: reward_learn.Base, pairs: Sequence[EncodedPair]) -> RewardModel | Members:
     """The trained members as one: their scores on one level, or one adapter that is the mean of theirs."""
     from rlhf_pipeline import processes
     from rlhf_pipeline.ensembles import Combination, average_adapters
     from rlhf_pipeline.reward_models import Ensemble as Members
-    from rlhf_pipeline.reward_models import load_reward_model
+    from rlhf_pipeline.reward_models import RewardModel, load_reward_model
 
     config: Config = job.config
     wanted = config.ensemble
@@ -200,7 +234,9 @@ def _combine(job: Job, base: reward_learn.Base, pairs: Sequence[EncodedPair]) ->
                 shutil.rmtree(job.folder / "members")
         _write(job, _spec(job, base))
         job.say(f"one adapter, the mean of {wanted.members}")
-        return load_reward_model(job.settings.model, job.folder, device=job.device, base=_below(job, base))
+        averaged = load_reward_model(job.settings.model, job.folder, device=job.device, base=_below(job, base))
+        assert isinstance(averaged, RewardModel)
+        return averaged
     names = tuple(str(folder.relative_to(job.folder)) for folder in folders)
     level = Combination(wanted.score, (0.0,) * len(names), wanted.k)
     _write(job, _spec(job, base, members=names, combination=level))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rlhf_pipeline.encoding import EncodedPair, Text
     from rlhf_pipeline.records import Preference
     from rlhf_pipeline.reward_evaluation import ScoredPair
-    from rlhf_pipeline.reward_models import Scores
+    from rlhf_pipeline.reward_models import Ensemble, RewardModel, Scores
 
 EVALUATION = "evaluation.json"
 _PARITY_PAIRS = 32
@@ -257,8 +257,9 @@ def _test_sets(job: Job, model: Scores, text: Text, *, batch_size: int) -> list[
 
 def _for_manifest(found: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers that ``rlhf status``, benchmarks and the report look for, flat."""
+    warnings = [warning["sentence"] for warning in found.get("warnings", [])]
     if not found["pairs"]:
-        return {"accuracy": None, "pairs": 0}
+        return {"accuracy": None, "pairs": 0, "warnings": warnings}
     flat: dict[str, Any] = {"pairs": found["pairs"]}
     for name in ("accuracy", "length_baseline", "ceiling"):
         share = found[name] or dict.fromkeys(("value", "low", "high"))
@@ -269,7 +270,7 @@ def _for_manifest(found: Mapping[str, Any]) -> dict[str, Any]:
         "calibration_error": found["calibration"]["error"],
         "temperature": found["calibration"]["temperature"],
         "length_correlation": found["length_correlation"]["within_pairs"],
-        "warnings": [warning["sentence"] for warning in found["warnings"]],
+        "warnings": warnings,
     }
 
 
@@ -286,24 +287,33 @@ def _sentence(found: Mapping[str, Any]) -> str:
     return f"{text}; calibration error {found['calibration']['error']:.1%}"
 
 
-def prove_saved(job: Job, trained: Scores, loaded: Scores, pairs: Sequence[EncodedPair]) -> float:
+def prove_saved(
+    job: Job, trained: RewardModel | Ensemble, loaded: RewardModel | Ensemble, pairs: Sequence[EncodedPair]
+) -> float:
     """The largest difference of the scores of what was loaded from those of the trained model.
 
     Raises:
         TrainingError: the head was not trained or not saved, or the scores differ.
     """
-    import torch
-
-    from rlhf_pipeline import models
     from rlhf_pipeline.reward_models import Ensemble
 
-    classifiers = [one.classifier for one in (loaded.members if isinstance(loaded, Ensemble) else [loaded])]
-    if not all(models.score_layer(one).weight.any() for one in classifiers):
-        raise TrainingError("the saved score head is zero as at the start, so training did not reach it")
+    members = loaded.members if isinstance(loaded, Ensemble) else [loaded]
     rows = [ids for column in columns(pairs[:_PARITY_PAIRS]).values() for ids in column]
-    before, after = trained.score(rows, batch_size=16), loaded.score(rows, batch_size=16)
+    return prove_same(job, trained.score(rows, batch_size=16), loaded.score(rows, batch_size=16), *members)
+
+
+def prove_same(job: Job, before: Sequence[float], after: Sequence[float], *loaded: RewardModel) -> float:
+    """The largest difference of a trained model's outputs from those of what was saved and loaded.
+
+    Raises:
+        TrainingError: a head was not trained or not saved, or the outputs differ.
+    """
+    import torch
+
+    if not all(one.head_weight.any() for one in loaded):
+        raise TrainingError("the saved score head is zero as at the start, so training did not reach it")
     drift = max(abs(a - b) for a, b in zip(before, after, strict=True))
-    exact = next(classifiers[0].parameters()).dtype == torch.float32 and job.device == "cpu"
+    exact = loaded[0].dtype == torch.float32 and job.device == "cpu"
     allowed = 1e-6 if exact else 1e-3
     scale = max(1.0, *(abs(score) for score in before))
     if not drift <= allowed * scale:

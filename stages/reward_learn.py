@@ -15,6 +15,7 @@ from stages.job import Job
 if TYPE_CHECKING:
     from rlhf_pipeline.config import ModelConfig
     from rlhf_pipeline.encoding import Text
+    from rlhf_pipeline.training import Plan
     from stages.reward import Config
 
 
@@ -62,7 +63,7 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
         lengths = [max(map(len, row["responses"])) for row in rows]
     steps = training.plan(config, lengths, seed=seed)
     torch.manual_seed(seed)
-    classifier = _start(job, base)
+    classifier = start(job, base)
     if config.ensemble.members > 1:
         _draw_head(classifier)
     if config.head_first and not (folder / "checkpoints").is_dir():
@@ -76,6 +77,9 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
     job.say(training.describe(classifier, steps))
     with job.track("reward model", steps.steps) as advance:
         trained = training.train(trainer, folder=folder, say=job.say, advance=advance)
+    if rows is not None and (tie := trainer.take_tie()) is not None:
+        job.say(f"the tie parameter was learnt: {tie:.3g}")
+        trained["tie"] = tie
     training.finish(classifier, base.model, job.device)
     return classifier, trained
 
@@ -96,19 +100,47 @@ def _trainer(
     job: Job,
     base: Base,
     classifier: Any,
-    steps: Any,
+    steps: Plan,
     judged: reward_check.Judged,
     rows: list[dict[str, Any]] | None,
     folder: Path,
     seed: int,
 ) -> Any:
     """TRL's trainer, with its own loss or with one of ours."""
+    from rlhf_pipeline import training
+
+    config: Config = job.config
+    arguments = trainer_arguments(job, base, steps, folder, seed)
+    given: dict[str, Any] = {"processing_class": training.processing_class(base.text)}
+    with training.quiet():
+        if rows is None:
+            given["train_dataset"] = training.dataset(reward_check.columns(judged.pairs), steps.order)
+            return training.RewardModelTrainer(model=classifier, args=arguments, **given)
+        from rlhf_pipeline.comparison_trainer import ComparisonLoss, ComparisonTrainer, tie_parameter
+
+        count = sum(len(row["tie"]) for row in rows)
+        share = sum(sum(row["tie"]) for row in rows) / count
+        wanted, learn_tie = config.loss.tie, config.loss.tie == "learnt" and config.loss.kind != "bradley_terry"
+        tie = wanted if isinstance(wanted, float) else tie_parameter(config.loss.kind, share)
+        mean_weight = sum(sum(row["weight"]) for row in rows) / len(rows)
+        job.say(
+            f"{count:,} comparisons in {len(rows):,} rows, {share:.1%} ties; loss {config.loss.kind}"
+            + (f", tie parameter {tie:.3g}" if tie and config.loss.kind != "bradley_terry" else "")
+            + (", learnt from there" if tie and learn_tie else "")
+        )
+        given["comparison_loss"] = ComparisonLoss(config.loss.kind, tie, config.centering, mean_weight)
+        given["train_dataset"] = training.dataset({name: [row[name] for row in rows] for name in rows[0]}, steps.order)
+        return ComparisonTrainer(classifier, args=arguments, learn_tie=learn_tie, **given)
+
+
+def trainer_arguments(job: Job, base: Base, steps: Plan, folder: Path, seed: int) -> Any:
+    """TRL's arguments, with checkpoints in ``folder/checkpoints``."""
     from trl.trainer.reward_config import RewardConfig
 
     from rlhf_pipeline import training
 
     config: Config = job.config
-    arguments = training.arguments(
+    return training.arguments(
         RewardConfig,
         config,
         steps,
@@ -120,39 +152,25 @@ def _trainer(
         max_length=None,
         center_rewards_coefficient=config.centering or None,
     )
-    given: dict[str, Any] = {"processing_class": training.processing_class(base.text)}
-    with training.quiet():
-        if rows is None:
-            given["train_dataset"] = training.dataset(reward_check.columns(judged.pairs), steps.order)
-            return training.RewardModelTrainer(model=classifier, args=arguments, **given)
-        from rlhf_pipeline.comparison_trainer import ComparisonLoss, ComparisonTrainer, tie_parameter
-
-        count = sum(len(row["tie"]) for row in rows)
-        share = sum(sum(row["tie"]) for row in rows) / count
-        tie = tie_parameter(config.loss.kind, share) if config.loss.tie is None else config.loss.tie
-        mean_weight = sum(sum(row["weight"]) for row in rows) / len(rows)
-        job.say(
-            f"{count:,} comparisons in {len(rows):,} rows, {share:.1%} ties; loss {config.loss.kind}"
-            + (f", tie parameter {tie:.3g}" if tie and config.loss.kind != "bradley_terry" else "")
-        )
-        given["comparison_loss"] = ComparisonLoss(config.loss.kind, tie, config.centering, mean_weight)
-        given["train_dataset"] = training.dataset({name: [row[name] for row in rows] for name in rows[0]}, steps.order)
-        return ComparisonTrainer(model=classifier, args=arguments, **given)
 
 
-def _start(job: Job, base: Base) -> Any:
-    """The classifier to train: on the SFT policy's weights, on the base's, or on those of a model of its own."""
+def start(job: Job, base: Base, labels: int = 1) -> Any:
+    """The classifier to train: on the SFT policy's weights, on the base's, or on those of a model of its own.
+
+    Args:
+        labels: outputs of its head.
+    """
     from rlhf_pipeline import models, training
 
     config: Config = job.config
     dtype = training.weight_dtype(base.model, job.device, full=config.lora is None)
     if base.own:
         job.say(f"starts from {base.model.name}, with a new head")
-        own = models.load_classifier(base.model, device=job.device, dtype=dtype)
+        own = models.load_classifier(base.model, device=job.device, dtype=dtype, labels=labels)
         return own if config.lora is None else models.add_adapter(own, config.lora, task="SEQ_CLS")
     sft = job.inputs["sft"].folder
     full = models.full_model(sft)
-    classifier = models.load_classifier(base.model, device=job.device, folder=full, dtype=dtype)
+    classifier = models.load_classifier(base.model, device=job.device, folder=full, dtype=dtype, labels=labels)
     if full is None and config.init == "sft":
         adapted = models.classifier_from_policy(classifier, sft / "adapter")
         if config.lora is None:

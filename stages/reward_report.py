@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_pipeline import charts
 from rlhf_pipeline.charts import Interval, Series
+from rlhf_pipeline.metrics import wilson_interval
 from stages.reward_check import EVALUATION
 from stages.states import StageState
 
@@ -131,7 +132,28 @@ def _pictures(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             "Scores", sides, x_label="score", y_label="responses", step="score", noisy=False, whole=False
         )
         figures.append(_figure("Scores of held-out responses", plot, "", [("chosen", "reward"), ("rejected", "other")]))
+    if "learning_curve" in found:
+        figures.append(_learning_curve(found["learning_curve"], found["pairs"]))
     return figures
+
+
+def _learning_curve(curve: Mapping[str, Any], held_out: int) -> dict[str, Any]:
+    """Accuracy of models that learnt from parts of the pairs, and the forecast of what more would buy."""
+    seen = [(float(one["pairs"]), float(one["accuracy"])) for one in curve["points"]]
+    ahead = [(float(one["pairs"]), float(one["accuracy"])) for one in curve["forecast"]]
+    bars = [("reward", n, *wilson_interval(share * held_out, held_out)) for n, share in seen]
+    bars += [("other", float(one["pairs"]), one["low"], one["high"]) for one in curve["forecast"]]
+    series = [Series("forecast", "other", [seen[-1], *ahead] if ahead else []), Series("measured", "reward", seen)]
+    plot = charts.line_chart(
+        "Learning curve", series, x_label="pairs learnt from", y_label="accuracy", step="pairs", noisy=False,
+        whiskers=bars,
+    )  # fmt: skip
+    note = f"Accuracy on the same {held_out:,} held-out pairs. Bars are 95 % intervals."
+    legend = [("measured", "reward")]
+    if ahead:
+        note += " The forecast is a power law of the error, for more judgements of the same kind."
+        legend.append(("forecast", "other"))
+    return _figure("What more judgements would buy", plot, note, legend)
 
 
 def _slices(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -154,6 +176,8 @@ def _slices(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     tables = []
+    if found.get("rules"):
+        tables.append(_rules(found["rules"]))
     if found.get("sensitivity"):
         rows = [
             (
@@ -183,6 +207,22 @@ def _tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         columns = ("Test set", "accuracy", "95 % interval", "pairs")
         tables.append({"caption": "Test sets", "columns": columns, "rows": rows})
     return tables
+
+
+def _rules(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How well each rule is recognised."""
+    rows = [
+        (
+            row["rule"],
+            f"{row['broken']:,} of {row['responses']:,}",
+            f"{row['auc']['value']:.2f} ({row['auc']['low']:.2f} to {row['auc']['high']:.2f})" if row["auc"] else "–",
+            *(_percent(row[name]["value"]) if row[name] else "–" for name in ("accuracy", "baseline")),
+            _percent(row["calibration"]["error"]) if row["calibration"] else "–",
+        )
+        for row in measured
+    ]
+    columns = ("Rule", "broken", "area under the curve (95 %)", "accuracy", "commoner answer", "calibration error")
+    return {"caption": "Rules, on held-out responses", "columns": columns, "rows": rows}
 
 
 def _interval(row: Mapping[str, Any]) -> str:

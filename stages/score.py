@@ -16,12 +16,14 @@ from stages.settings import Settings
 
 if TYPE_CHECKING:
     from rlhf_pipeline.records import Candidates
+    from rlhf_pipeline.reward_models import Explained
 
 _BATCH = 32
 
 
 def score(settings: Settings, run_folder: Path, file: Path, *, out: Path | None = None, format: str = "auto") -> None:
-    """Write a JSON line for each row of a file, with the score of each of its responses; say how pairs came out.
+    """Write a JSON line for each row of a file, with the score of each of its responses (the combined reward where the
+    reward model knows rules, whose probabilities of being broken are then there too); say how pairs came out.
 
     Args:
         file: any format that holds responses.
@@ -44,7 +46,7 @@ def score(settings: Settings, run_folder: Path, file: Path, *, out: Path | None 
     scorer = Scorer.open(folder, device=_device(settings))
     rows = loaded.records
     flat = [(row, place) for row in rows for place in range(len(row.responses))]
-    scores = scorer.score(
+    scores = scorer.explain(
         [row.prompt.messages for row, _ in flat],
         [row.responses[place] for row, place in flat],
         ended=[place not in row.cut for row, place in flat],
@@ -67,29 +69,39 @@ def _device(settings: Settings) -> str:
     return "cuda" if settings.run.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _write(stream: TextIO, rows: Sequence[Candidates], scores: Sequence[Sequence[float]]) -> None:
+def _write(stream: TextIO, rows: Sequence[Candidates], scores: Sequence[Sequence[Explained]]) -> None:
     for row, of_row in zip(rows, scores, strict=True):
         stream.write(json.dumps(_scored(row, of_row), ensure_ascii=False) + "\n")
     stream.flush()
 
 
-def _scored(row: Candidates, scores: Sequence[float]) -> dict[str, Any]:
-    """One line: the prompt as messages, the responses as they were, and a number for each."""
+def _scored(row: Candidates, found: Sequence[Explained]) -> dict[str, Any]:
+    """One line: the prompt as messages, the responses as they were, a number for each, and which rules it breaks."""
     line: dict[str, Any] = {"prompt": [message.to_json() for message in row.prompt.messages]}
+    scores, broken = [one.score for one in found], [dict(one.broken) for one in found]
+    knows_rules = any(broken)
     if row.is_pair:
         line |= dict(zip(("chosen", "rejected"), row.responses, strict=True))
         line |= dict(zip(("chosen_score", "rejected_score"), scores, strict=True))
+        line |= dict(zip(("chosen_broken", "rejected_broken"), broken, strict=True)) if knows_rules else {}
         return line | {"margin": scores[0] - scores[1]}
     if len(row.responses) == 1:
-        return line | {"response": row.responses[0], "score": scores[0]}
-    return line | {"responses": list(row.responses), "scores": list(scores)}
+        line |= {"response": row.responses[0], "score": scores[0]}
+        return line | ({"broken": broken[0]} if knows_rules else {})
+    line |= {"responses": list(row.responses), "scores": scores}
+    return line | ({"broken": broken} if knows_rules else {})
 
 
-def _summary(rows: Sequence[Candidates], scores: Sequence[Sequence[float]]) -> Iterator[str]:
+def _summary(rows: Sequence[Candidates], found: Sequence[Sequence[Explained]]) -> Iterator[str]:
     from rlhf_pipeline.reward_evaluation import Share
 
+    scores = [[one.score for one in of_row] for of_row in found]
     flat = [score for of_row in scores for score in of_row]
     yield f"{len(flat):,} responses scored: mean {sum(flat) / len(flat):.3f}, {min(flat):.3f} to {max(flat):.3f}"
+    whole = [one for of_row in found for one in of_row]
+    for rule in whole[0].broken:
+        likely = sum(one.broken[rule] > 0.5 for one in whole)
+        yield f"rule {rule!r}: broken, more likely than not, in {likely:,} of {len(whole):,} responses"
     margins = [of_row[0] - of_row[1] for row, of_row in zip(rows, scores, strict=True) if row.is_pair]
     if margins:
         share = Share.of(margins)

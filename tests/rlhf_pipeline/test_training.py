@@ -242,6 +242,28 @@ def test_the_trainer_of_dpo_minimises_its_formula(tmp_path, beta):
     assert theirs == pytest.approx(ours.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("learns", ["preferences", "a policy"])
+def test_an_adapters_dropout_is_off_where_two_responses_are_compared(tmp_path, learns):
+    """As the help text of ``lora.dropout`` says; TRL does it without a word."""
+    model = tiny_models.make("llama", tmp_path / "llama")
+    of_policy = learns == "a policy"
+    loaded = (models.load_causal_lm if of_policy else models.load_classifier)(model, device="cpu")
+    task = "CAUSAL_LM" if of_policy else "SEQ_CLS"
+    adapted = models.add_adapter(loaded, LoraSection(rank=2, dropout=0.5), task=task)
+    layers = [m for name, m in adapted.named_modules() if "lora_dropout" in name and isinstance(m, torch.nn.Dropout)]
+    assert {layer.p for layer in layers} == {0.5}
+    columns = {"chosen_ids": [[1, 2]], "rejected_ids": [[1, 3]]}
+    columns |= {"prompt_ids": [[1]], "ref_chosen_logps": [0.0], "ref_rejected_logps": [0.0]} if of_policy else {}
+    with training.quiet():
+        (training.DpoTrainer if of_policy else training.RewardModelTrainer)(
+            model=adapted,
+            args=arguments(tmp_path, kind=DPOConfig if of_policy else RewardConfig, max_length=None),
+            train_dataset=training.dataset(columns),
+            processing_class=training.processing_class(load_tokenizer(model)),
+        )
+    assert {layer.p for layer in layers} == {0.0}
+
+
 def test_context_of_the_model_is_the_limit(tmp_path):
     said: list[str] = []
     config = load_config(tiny_models.make("gpt2", tmp_path / "gpt2"))

@@ -126,7 +126,33 @@ def reward_evaluation() -> dict[str, Any]:
             {"name": "bench.jsonl", **evaluation.accuracy(pairs).to_json(), "sections": {"Safety": 0.71},
              "subsets": {"donotanswer": evaluation.accuracy(pairs[:80]).to_json()}}
         ],
+        "pairs": len(pairs),
+        "learning_curve": _learning_curve(len(pairs)),
+        "rules": _rules(),
     }  # fmt: skip
+
+
+def _rules() -> list[dict[str, Any]]:
+    """One that is recognised, and one that nobody broke."""
+    from rlhf_pipeline.records import RuleVotes
+    from rlhf_pipeline.rule_evaluation import measure_rule
+
+    broken, kept = RuleVotes(1.0, 2), RuleVotes(0.0, 2)
+    odds = [i % 7 - 3.0 for i in range(90)]
+    return [
+        measure_rule("Do not be <rude>.", odds, [broken if one > 1 else kept for one in odds]),
+        measure_rule("Do not sing.", odds, [kept] * 90),
+    ]
+
+
+def _learning_curve(held_out: int) -> dict[str, Any]:
+    """Of models that learnt from 500, 1,000 and 2,000 pairs."""
+    from rlhf_pipeline.learning_curves import Point, fit
+
+    shares = {500: 0.64, 1000: 0.71, 2000: 0.76}
+    curve = fit([Point(pairs, share, held_out) for pairs, share in shares.items()])
+    assert curve is not None
+    return {"points": [{"pairs": pairs, "accuracy": share} for pairs, share in shares.items()], **curve.to_json()}
 
 
 def training_rows(name: str) -> list[dict[str, Any]]:

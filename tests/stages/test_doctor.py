@@ -102,3 +102,27 @@ def test_keys_and_values_are_as_wide_as_the_model_says(tmp_path: Path) -> None:
         model = tiny_models.make(family, tmp_path / family)
         chosen: Any = type("Chosen", (), {"model": ModelConfig(name=model.name)})
         assert doctor._shape(chosen).key_value == width
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["reward.rules.learn=true"], [("fails", "collect.form.rules is empty")]),
+        (["collect.form.rules=[Do not be rude.]"], [("note", "no model learns them")]),
+        (
+            ["collect.form.rules=[Do not be rude.]", "reward.rules={learn: true, weight: 2.5}"],
+            [("ok", "1 are learnt; breaking all costs 2.5 standard deviations")],
+        ),
+        (
+            ["collect.form.rules=[Do not be rude.]", "reward.rules.learn=true", "collect.judges=imported"],
+            [("fails", "collect.judges is imported")],
+        ),
+        (["ppo.rewards=[{source: rules}]"], [("fails", "the source rules, but reward.rules.learn is false")]),
+    ],
+)
+def test_rules_that_are_asked_learnt_and_used(overrides: list[str], expected: list[tuple[str, str]]) -> None:
+    found = list(doctor._rules(settings.load(ROOT / "configs" / "demo.yaml", overrides)))
+    assert [kind for kind, _ in found] == [kind for kind, _ in expected]
+    for (_, sentence), (_, words) in zip(found, expected, strict=True):
+        assert words in sentence

@@ -100,7 +100,7 @@ def test_ppo_and_evaluation_score_text_by_an_encoder(llama, tmp_path):
     rollout = rollout_of(chat, prompts, responses)
     roles = Roles(models.load_causal_lm(llama, device="cpu"))
     ppo_job: Any = SimpleNamespace(inputs={"reward": made}, device="cpu", say=made.say, settings=made.settings)
-    scorer = ppo_start._reward_model(ppo_job, roles, chat, conversations)
+    scorer = ppo_start._learnt_scorers(ppo_job, roles, chat, conversations, rules_apart=False)["reward_model"]
     assert "reward" not in roles
     assert scorer(rollout, []).tolist() == pytest.approx(score(made.folder), abs=1e-6)
 
@@ -132,7 +132,7 @@ def test_an_ensemble_scores_alike_everywhere(rule, llama, tmp_path):
 
     roles = Roles(models.load_causal_lm(llama, device="cpu"))
     ppo_job: Any = SimpleNamespace(inputs={"reward": made}, device="cpu", say=made.say, settings=made.settings)
-    scorer = ppo_start._reward_model(ppo_job, roles, chat, {})
+    scorer = ppo_start._learnt_scorers(ppo_job, roles, chat, {}, rules_apart=False)["reward_model"]
     prompts = [chat.encode_prompt(messages) for messages, _ in SHOWN]
     rollout = rollout_of(chat, prompts, [chat.encode_response(messages, text) for messages, text in SHOWN])
     assert scorer(rollout, [list(range(12))]).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
