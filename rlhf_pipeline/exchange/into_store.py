@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from rlhf_pipeline.exchange.judged import (
     IMPORTED,
@@ -156,31 +156,47 @@ def _set_gold(store: JudgementStore, tasks: Sequence[tuple[JudgedTask, TaskRow]]
             store.set_gold(row.id, replace(task.gold, response_id=chosen))
 
 
+# Made once: making a statement costs SQLAlchemy more than running it.
+_OWN = select(assignment.c.id).where(
+    assignment.c.task_id == bindparam("task"),
+    assignment.c.user_id == bindparam("user"),
+    assignment.c.purpose == bindparam("purpose"),
+)
+_LAST = (
+    select(judgement)
+    .where(judgement.c.assignment_id == bindparam("assignment"))
+    .order_by(judgement.c.revision.desc())
+    .limit(1)
+)
+_ASSIGN = insert(assignment).returning(assignment.c.id)
+_APPEND = insert(judgement)
+_SET_STATE = update(assignment).where(assignment.c.id == bindparam("assignment")).values(state=bindparam("now"))
+
+
 def _insert(connection: Connection, form_digest: str, task: TaskRow, verdict: Verdict, user_id: int, now: int) -> None:
     """Append one judgement to its judge's assignment of the task, which is made where there is none."""
     state = _STATES.get(verdict.choice, "done")
     received = now if verdict.received_at is None else verdict.received_at
-    own = (assignment.c.task_id == task.id, assignment.c.user_id == user_id, assignment.c.purpose == verdict.purpose)
-    known = connection.execute(select(assignment.c.id).where(*own)).scalar_one_or_none()
+    own = {"task": task.id, "user": user_id, "purpose": verdict.purpose}
+    known = connection.execute(_OWN, own).scalar_one_or_none()
     before: Row[Any] | None = None
     if known is None:
-        added = insert(assignment).values(
-            task_id=task.id,
-            user_id=user_id,
-            purpose=verdict.purpose,
-            shown_order=json.dumps(list(verdict.shown) or _by_lot(task, verdict.by)),
-            state=state,
-            leased_at=received,
-            lease_until=received,
-            form_digest=form_digest,
-            guideline_version=verdict.guideline_version,
-        )
-        assignment_id = int(connection.execute(added.returning(assignment.c.id)).scalar_one())
+        given = {
+            "task_id": task.id,
+            "user_id": user_id,
+            "purpose": verdict.purpose,
+            "shown_order": json.dumps(list(verdict.shown) or _by_lot(task, verdict.by)),
+            "state": state,
+            "leased_at": received,
+            "lease_until": received,
+            "form_digest": form_digest,
+            "guideline_version": verdict.guideline_version,
+        }
+        assignment_id = int(connection.execute(_ASSIGN, given).scalar_one())
     else:
         assignment_id = int(known)
-        last = select(judgement).where(judgement.c.assignment_id == assignment_id)
-        before = connection.execute(last.order_by(judgement.c.revision.desc()).limit(1)).one_or_none()
-        connection.execute(update(assignment).where(assignment.c.id == assignment_id).values(state=state))
+        before = connection.execute(_LAST, {"assignment": assignment_id}).one_or_none()
+        connection.execute(_SET_STATE, {"assignment": assignment_id, "now": state})
     revision = before.revision + 1 if before else 1
     row = _row(task, verdict, {r.id: place for place, r in enumerate(task.responses)}) | {
         "assignment_id": assignment_id,
@@ -191,7 +207,7 @@ def _insert(connection: Connection, form_digest: str, task: TaskRow, verdict: Ve
         "client_token": IMPORTED + (verdict.identity or secrets.token_hex(16)),
         "received_at": received,
     }
-    connection.execute(insert(judgement).values(row))
+    connection.execute(_APPEND, row)
 
 
 def _row(task: TaskRow, verdict: Verdict, places: Mapping[int, int]) -> dict[str, Any]:
