@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store.tables import assignment, guideline, round_, task, task_response, user
@@ -28,6 +28,9 @@ REPEAT_AFTER = 30
 
 RANDOM_SHARE = 0.1
 """Where the order is by uncertainty, so many tasks are still drawn by lot, as a fair sample of all."""
+
+RENEW_AFTER = 0.25
+"""A lease is begun anew with its person's next answer once this share of it has passed: each time is a write."""
 
 JUDGES = ("admin", "annotator", "simulated", "import")
 """The roles that are given tasks."""
@@ -66,18 +69,24 @@ _TERMS = (
         user.c.display_name,
         user.c.role,
         user.c.state.label("person_state"),
+        assignment.c.id.label("held_id"),
+        assignment.c.purpose.label("held_for"),
+        assignment.c.lease_until.label("held_until"),
     )
     .join_from(round_, user, user.c.id.in_(these("people")))
+    .outerjoin(
+        assignment,
+        and_(
+            assignment.c.user_id == user.c.id,
+            assignment.c.state == "leased",
+            assignment.c.purpose != "adjudicate",
+            assignment.c.task_id.in_(select(task.c.id).where(task.c.round_id == bindparam("round"))),
+        ),
+    )
     .where(round_.c.id == bindparam("round"))
 )
-_RENEW = (
-    update(assignment)
-    .where(assignment.c.user_id.in_(these("people")), assignment.c.state == "leased")
-    .where(assignment.c.purpose != "adjudicate")
-    .where(assignment.c.task_id.in_(select(task.c.id).where(task.c.round_id == bindparam("round"))))
-    .values(lease_until=bindparam("until"))
-    .returning(assignment.c.id, assignment.c.purpose, assignment.c.user_id)
-)
+"""The terms of a round and of people who judge in it: a row for each task that one holds, or one row."""
+_RENEW = update(assignment).where(assignment.c.id.in_(these())).values(lease_until=bindparam("until"))
 
 
 def lease_each(
@@ -88,7 +97,7 @@ def lease_each(
     now: int,
     changed: Collection[int] = (),
 ) -> dict[int, list[int]]:
-    """Ids of the assignments that each person holds: those held before, renewed, and new ones up to n in all.
+    """Ids of the assignments that each person holds: those held before, their leases renewed, and new ones up to n.
 
     Args:
         changed: ids of tasks to recount, together with those that are newly given.
@@ -96,14 +105,19 @@ def lease_each(
     Raises:
         AnswerRefused: one of them does not judge.
     """
-    terms = {int(row.person_id): row for row in connection.execute(_TERMS, {"round": round_id, "people": people})}
+    rows = connection.execute(_TERMS, {"round": round_id, "people": people}).all()
+    terms = {int(row.person_id): row for row in rows}
     for row in terms.values():
         if row.role not in JUDGES or row.person_state != "active":
             raise AnswerRefused(f"{row.display_name} is given no tasks: {row.person_state} {row.role}")
-    until = now + terms[people[0]].lease_s * 1000
-    renewed = connection.execute(_RENEW, {"people": people, "round": round_id, "until": until}).all()
-    renewed = sorted(renewed, key=lambda row: (row.purpose != "training", row.id))
-    held = {person: [int(row.id) for row in renewed if row.user_id == person][:n] for person in people}
+    lease_ms = terms[people[0]].lease_s * 1000
+    until = now + lease_ms
+    holds = sorted(
+        (row for row in rows if row.held_id is not None), key=lambda r: (r.held_for != "training", r.held_id)
+    )
+    if begun := [row.held_id for row in holds if until - row.held_until > RENEW_AFTER * lease_ms]:
+        connection.execute(_RENEW, {"ids": begun, "until": until})
+    held = {person: [int(row.held_id) for row in holds if row.person_id == person][:n] for person in people}
     drawn: list[Drawn] = []
     for person, ids in held.items():
         if len(ids) < n:

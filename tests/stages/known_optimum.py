@@ -48,8 +48,8 @@ class Outcome:
     """max |ratio - 1| before the first step of any iteration."""
 
 
-def train(estimator: str, seed: int, folder: Path) -> Outcome:
-    """100 iterations of the stage with 256 responses each."""
+def train(estimator: str, seed: int, folder: Path, iterations: int = 100) -> Outcome:
+    """Iterations of the stage with 256 responses each."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -68,9 +68,10 @@ def train(estimator: str, seed: int, folder: Path) -> Outcome:
         return torch.stack([scores[PROMPTS.index(prompt), RESPONSES.index(response)] for prompt, response in pairs])
 
     job = make_job(
-        folder, ModelConfig(name="toy"), iterations=100, rollout_batch=256, kl_coef=KL_COEF, missing_eos_penalty=0.0,
-        max_new_tokens=2, learning_rate=5e-3, critic={"learning_rate": 5e-3}, save_every=1000, estimator=estimator,
-        micro_batch_tokens=4096, generation_batch=256, samples_per_prompt=1 if estimator == "gae" else 4,
+        folder, ModelConfig(name="toy"), iterations=iterations, rollout_batch=256, kl_coef=KL_COEF,
+        missing_eos_penalty=0.0, max_new_tokens=2, learning_rate=5e-3, critic={"learning_rate": 5e-3},
+        save_every=1000, estimator=estimator, micro_batch_tokens=4096, generation_batch=256,
+        samples_per_prompt=1 if estimator == "gae" else 4,
     )  # fmt: skip
     path, learn = [log_policy(roles)], ppo.learn
 
