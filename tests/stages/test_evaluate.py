@@ -17,10 +17,10 @@ from rlhf_pipeline import artifacts, models
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data import SourceConfig
 from rlhf_pipeline.errors import ConfigError
-from rlhf_pipeline.records import messages_from_json, read_jsonl
+from rlhf_pipeline.records import Message, Prompt, messages_from_json, read_jsonl
 from rlhf_pipeline.reward_models import load_reward_model
 from rlhf_pipeline.tokenization import load_tokenizer
-from stages import evaluate
+from stages import evaluate, evaluate_scores
 from stages.job import Job
 from tests import tiny_models
 from tests.stages.tiny_run import finish, make_adapter
@@ -266,3 +266,31 @@ def test_the_same_words_are_a_tie_however_they_ended() -> None:
     dpo = [row([7, 2], 0.5000001), row([7, 2], 0.6), row([8, 1], 0.4)]
     entry = evaluate._measure(dpo, sft, "reward_model")
     assert (entry["ties"], entry["wins"], entry["losses"]) == (1, 1, 1)
+
+
+def test_how_often_each_policy_breaks_each_rule_by_hand() -> None:
+    rude, other = "Do not be rude.", "Do not sing."
+    rows = [
+        {"broken": {rude: 0.9, other: 0.2}, "gold_broken": [rude]},
+        {"broken": {rude: 0.1, other: 0.0}, "gold_broken": []},
+        {"broken": {rude: 0.2, other: 0.1}, "gold_broken": None},
+    ]
+    shares = evaluate_scores.broken_shares(rows, (rude, other))
+    assert shares[rude] == {"model": pytest.approx(0.4), "gold": 0.5}
+    assert shares[other] == {"model": pytest.approx(0.1), "gold": None}, "the gold judge does not know it"
+    without = evaluate_scores.broken_shares([{"broken": {rude: 0.5}}], (rude,))
+    assert without[rude] == {"model": 0.5, "gold": None}
+    lines = evaluate_scores.rule_table({"sft": {"rules": shares}, "ppo": {"rules": shares}})
+    assert lines[0].split()[-2:] == ["sft", "ppo"]
+    assert lines[1].startswith(rude)
+    assert lines[1].count("40.0 % (50.0 %)") == 2
+    assert "(" not in lines[2]
+    assert evaluate_scores.rule_table({"sft": {}}) == []
+
+
+def test_the_gold_judge_says_which_rules_are_broken() -> None:
+    how = Prompt((Message("user", "How do I bake a simple loaf of bread?"),))
+    texts = ["Not you again. You should knead the dough for ten minutes.", "lorem ipsum"]
+    found = evaluate_scores.gold([how, how], [{"text": text, "ended": True} for text in texts])
+    assert found[0]["gold_broken"] == ["Do not be rude."]
+    assert found[1] == {"gold": None, "gold_broken": None}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_pipeline.records import Message
-from rlhf_pipeline.reward_models import Scorer
+from rlhf_pipeline.records import Candidates, Message, Prompt
+from rlhf_pipeline.reward_models import Explained, Scorer
+from stages import score
 from tests import stage_jobs
 from tests.command_line import rlhf, write_config
 from tests.rlhf_pipeline.test_reward_models import finished
@@ -107,3 +108,20 @@ def test_what_cannot_be_scored(run, tmp_path):
     assert made.code == 2
     assert "no reward model yet" in made.err
     assert "Traceback" not in made.err
+
+
+def test_rules_stand_beside_every_score() -> None:
+    """Of a reward model that knows rules; which it is, is in the tests of the reward stage."""
+    prompt = Prompt((Message("user", "Hello?"),))
+    kept, broken = Explained(1.0, 1.5, {"be kind": 0.25}), Explained(-1.0, 1.0, {"be kind": 0.75})
+    pair = score._scored(Candidates(prompt, ("Good day.", "No."), True), [kept, broken])
+    assert (pair["chosen_broken"], pair["rejected_broken"]) == ({"be kind": 0.25}, {"be kind": 0.75})
+    assert (pair["chosen_score"], pair["rejected_score"], pair["margin"]) == (1.0, -1.0, 2.0)
+    single = score._scored(Candidates(prompt, ("No.",), False), [broken])
+    assert (single["score"], single["broken"]) == (-1.0, {"be kind": 0.75})
+    several = score._scored(Candidates(prompt, ("Good day.", "No."), False), [kept, broken])
+    assert (several["scores"], several["broken"]) == ([1.0, -1.0], [{"be kind": 0.25}, {"be kind": 0.75}])
+    said = list(score._summary([Candidates(prompt, ("Good day.", "No."), True)], [[kept, broken]]))
+    assert "rule 'be kind': broken, more likely than not, in 1 of 2 responses" in said
+    without = score._scored(Candidates(prompt, ("No.",), False), [Explained(2.0, 2.0, {})])
+    assert without.keys() == {"prompt", "response", "score"}
