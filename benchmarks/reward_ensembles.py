@@ -11,6 +11,7 @@ in the folder of the runs.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -48,13 +49,15 @@ CHAIN = {
     "data.held_out": 100,
     "sft.max_steps": 10,
     "sample.prompts": 60,
+    "sample.max_new_tokens": 56,
     "sample.held_out_prompts": 10,
     "collect.pairs_per_prompt": 2,
     "reward.batch_size": 8,
-    "reward.epochs": 2,
-    "ppo.iterations": 10,
-    "ppo.rollout_batch": 64,
-    "ppo.learning_rate": 4e-3,
+    "reward.epochs": 1,
+    "ppo.iterations": 8,
+    "ppo.max_new_tokens": 56,
+    "ppo.rollout_batch": 48,
+    "ppo.learning_rate": 7e-3,
     "ppo.kl_coef": 0.01,
     "ppo.stop": "{every: 2, prompts: 48, judge: gold, keep: last}",
 }
@@ -83,7 +86,7 @@ well a number tells the pairs that the ensemble's mean has wrong: area under the
 
 ## Does the minimum over-optimise less?
 
-PPO with `kl_coef: 0.01` for {iterations} iterations of 64 responses; every two {responses} held-out prompts are
+PPO with `kl_coef: 0.01` for {iterations} iterations of 48 responses; every two {responses} held-out prompts are
 answered. Proxy (the reward that is trained on) and gold are in standard deviations of the SFT policy's responses; what
 the gold judge cannot read has no gold score. Equal KL: the largest that both policies of a seed reached, by straight
 lines between scorings.
@@ -159,36 +162,48 @@ def normalised(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def opinions(folder: Path, count: int) -> list[list[float]]:
-    """``(members, pairs)``: by how much each member scores the better of two responses above the worse."""
-    chat = load_tokenizer(MODEL)
+    """``(members, pairs)``: by how much each member scores the better of two responses above the worse.
+
+    Pairs to whose prompts there are comparisons in the chain's folder are left out.
+    """
     judged = [Preference.from_json(row) for row in read_jsonl(folder / "collect" / "preferences.jsonl")]
     known = {dialogue_key(one.prompt) for one in judged}
-    fresh = [prompt for prompt in pocket_prompts(2 * count, 10**6) if dialogue_key(prompt) not in known][:count]
-    ids = [chat.encode_prompt(prompt.messages) for prompt in fresh]
+    pairs = [sides for key, sides in fresh_pairs(count) if key not in known]
+    members = load_reward_model(MODEL, folder / "reward", device="cpu")
+    assert isinstance(members, Ensemble)
+    scored = np.array(members.member_scores([side[place] for place in (0, 1) for side in pairs]))
+    apart: list[list[float]] = (scored[:, : len(pairs)] - scored[:, len(pairs) :]).tolist()
+    return apart
+
+
+@functools.cache
+def fresh_pairs(count: int) -> list[tuple[str, tuple[list[int], list[int]]]]:
+    """The ids of two responses of the pocket model to each of so many prompts, the better one first.
+
+    Left out are responses that the gold judge finds equally good, or cannot read.
+    """
+    chat = load_tokenizer(MODEL)
+    prompts = pocket_prompts(count, 10**6)
+    ids = [chat.encode_prompt(prompt.messages) for prompt in prompts]
     drawn = generate(
         load_causal_lm(MODEL, device="cpu"),
         [one for one in ids for _ in range(2)],
         stop_ids=chat.stop_ids,
         pad_id=chat.pad_id,
-        max_new_tokens=80,
+        max_new_tokens=56,
         temperature=1.0,
         top_p=1.0,
         seed=0,
         batch_size=200,
     )
-    better, worse = [], []
-    for place, prompt in enumerate(fresh):
-        pair = drawn[2 * place : 2 * place + 2]
-        scores = [gold(prompt.messages, chat.decode_response(one.ids), one.ended) for one in pair]
+    pairs = []
+    for place, prompt in enumerate(prompts):
+        two = drawn[2 * place : 2 * place + 2]
+        scores = [gold(prompt.messages, chat.decode_response(one.ids), one.ended) for one in two]
         if None not in scores and abs(scores[0] - scores[1]) > 1e-9:
             high = scores[1] > scores[0]
-            better.append(ids[place] + pair[high].ids)
-            worse.append(ids[place] + pair[not high].ids)
-    members = load_reward_model(MODEL, folder / "reward", device="cpu")
-    assert isinstance(members, Ensemble)
-    scored = np.array(members.member_scores([*better, *worse]))
-    apart: list[list[float]] = (scored[:, : len(better)] - scored[:, len(better) :]).tolist()
-    return apart
+            pairs.append((dialogue_key(prompt), (ids[place] + two[high].ids, ids[place] + two[not high].ids)))
+    return pairs
 
 
 def report(seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> str:

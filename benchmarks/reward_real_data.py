@@ -12,13 +12,14 @@ half of it for the head first on frozen features, half for all weights.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,7 @@ from stages import reward, reward_learn
 from stages.job import Job
 from stages.reward_check import Judged, columns, score_pairs
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH = 8  # TRL's default
 FEW = 100  # where a half has fewer pairs, each half is held out once
 TRL_HYPERPARAMETERS = {"schedule": "linear", "warmup": 0.0, "centering": 0.0}  # the others are alike
@@ -113,23 +115,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("files", type=Path, nargs="+", help="preference files, in any format that the pipeline reads")
     parser.add_argument("--models", nargs="+", default=["pocket", "minilm"], help="pocket, minilm, or model folders")
-    parser.add_argument(
-        "--steps", type=int, nargs="+", default=[32, 4], help="TRL's at most, by model; 3 epochs at most"
-    )
-    parser.add_argument("--max-length", type=int, nargs="+", default=[512, 256], help="tokens of a row, by model")
-    parser.add_argument("--test", type=int, default=200, help="held-out pairs that are measured, at most")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 3], help="TRL's, by model; at most 3 epochs")
+    parser.add_argument("--max-length", type=int, nargs="+", default=[512, 192], help="tokens of a row, by model")
+    parser.add_argument("--test", type=int, default=120, help="held-out pairs that are measured, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reward_real_data", help="keeps finished cases")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     accuracies, speeds, found = [], [], []
     for path in given.files:
         for name, steps, limit in zip(given.models, given.steps, given.max_length, strict=True):
-            arms = measure(path, name, steps, limit, given.test, given.seed)
             label = f"{path.name.split('.')[0]} | {name if name in ('pocket', 'minilm') else Path(name).name}"
-            accuracies.append(accuracy_line(label, *arms))
-            speeds.append(speed_line(label, *arms))
-            found.append((label, arms))
+            case = (str(path), name, steps, limit, given.test, given.seed)
+            found.append((label, kept(given.runs, label.replace(" | ", "-"), case)))
+            accuracies.append(accuracy_line(label, *found[-1][1]))
+            speeds.append(speed_line(label, *found[-1][1]))
             print(accuracies[-1], speeds[-1], sep="\n", flush=True)
     text = HEADER.format(
         files=" ".join(path.name for path in given.files),
@@ -140,6 +141,21 @@ def main() -> None:
     print(text)
     if given.out:
         given.out.write_text(text, encoding="utf-8")
+
+
+def kept(runs: Path, label: str, case: tuple[str, str, int, int, int, int]) -> tuple[Arm, Arm, Arm]:
+    """What :func:`measure` gives; a case that was measured before is read from the folder of the runs."""
+    file = runs / f"{label}.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if before is None or before["case"] != list(case):
+        arms = measure(Path(case[0]), *case[1:])
+        runs.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"case": case, "arms": [asdict(arm) for arm in arms]}), encoding="utf-8")
+        return arms
+    trl, same, budget = (
+        Arm(**{**arm, "scored": [ScoredPair(**pair) for pair in arm["scored"]]}) for arm in before["arms"]
+    )
+    return trl, same, budget
 
 
 def measure(path: Path, name: str, steps: int, limit: int, test: int, seed: int) -> tuple[Arm, Arm, Arm]:

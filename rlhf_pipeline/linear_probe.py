@@ -16,8 +16,10 @@ from torch import Tensor
 from rlhf_pipeline.models import score_layer
 from rlhf_pipeline.reward_models import RewardModel
 
-_PENALTY = 1e-3
-"""Of the squared weights, times the mean square of the features: keeps the head finite where pairs can be separated."""
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Of the squared weights, times the mean square of the features. With fewer pairs than features the smallest fits any
+labels, also those of chance; the largest leaves next to nothing of the head."""
+_FOLDS = 5
 
 
 def fit_head(
@@ -31,6 +33,8 @@ def fit_head(
 ) -> float:
     """Set the last layer of the head to the Bradley–Terry optimum on frozen features; returns its mean loss, in nats.
 
+    The optimum is that with the one of :data:`PENALTIES` that does best on pairs left out.
+
     Args:
         classifier: a reward model; only its last linear layer is changed.
         chosen, rejected: ids of both sides of each pair.
@@ -40,22 +44,56 @@ def fit_head(
     """
     rows = features(classifier, [*chosen, *rejected], batch_size)
     apart, together = rows[: len(chosen)] - rows[len(chosen) :], rows[: len(chosen)] + rows[len(chosen) :]
-    layer = score_layer(classifier)
+    penalty = choose_penalty(apart, together, steps=steps, centering=centering)
+    weight = optimum(apart, together, penalty=penalty, steps=steps, centering=centering)
+    with torch.no_grad():
+        score_layer(classifier).weight.copy_(weight[None])
+        return F.softplus(-apart @ weight).mean().item()
+
+
+def choose_penalty(apart: Tensor, together: Tensor, *, steps: int, centering: float) -> float:
+    """The one of :data:`PENALTIES` with the lowest loss on pairs that the head did not learn from (5 parts, each left
+    out once); the largest where there are fewer pairs than parts.
+
+    Args as :func:`optimum`.
+    """
+    if len(apart) < _FOLDS:
+        return PENALTIES[-1]
+    # In a row, as pairs of one prompt usually lie together: they shall be left out together.
+    part = torch.arange(len(apart), device=apart.device) * _FOLDS // len(apart)
+
+    def loss(penalty: float) -> float:
+        total = 0.0
+        for out in range(_FOLDS):
+            kept = part != out
+            weight = optimum(apart[kept], together[kept], penalty=penalty, steps=steps, centering=centering)
+            total += F.softplus(-apart[~kept] @ weight).sum().item()
+        return total
+
+    return min(PENALTIES, key=loss)
+
+
+def optimum(apart: Tensor, together: Tensor, *, penalty: float, steps: int, centering: float) -> Tensor:
+    """The weights ``w``, ``(hidden,)``, with the lowest mean Bradley–Terry loss and penalty, by L-BFGS::
+
+        mean(softplus(-apart w) + centering (together w)²) + penalty mean(apart²) |w|²
+
+    Args:
+        apart, together: ``(pairs, hidden)``, the features of chosen less those of rejected, and their sum.
+    """
     weight = torch.zeros(apart.shape[1], device=apart.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=steps, line_search_fn="strong_wolfe")
-    penalty = _PENALTY * apart.square().mean()
+    scaled = penalty * apart.square().mean()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.softplus(-apart @ weight).mean() + penalty * weight.square().sum()
+        loss = F.softplus(-apart @ weight).mean() + scaled * weight.square().sum()
         loss = loss + centering * (together @ weight).square().mean()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    with torch.no_grad():
-        layer.weight.copy_(weight[None])
-        return F.softplus(-apart @ weight).mean().item()
+    return weight.detach()
 
 
 def features(classifier: Any, sequences: Sequence[Sequence[int]], batch_size: int) -> Tensor:

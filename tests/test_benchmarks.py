@@ -28,7 +28,21 @@ def test_reward_models_beside_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     decoder = tiny_models.make("llama", tmp_path / "decoder").name
     encoder = tiny_models.make_encoder(tmp_path / "encoder").name
     out = tmp_path / "table.md"
-    given = ["--models", decoder, encoder, "--steps", "2", "1", "--max-length", "120", "100", "--test", "6"]
+    given = [
+        "--models",
+        decoder,
+        encoder,
+        "--steps",
+        "2",
+        "1",
+        "--max-length",
+        "120",
+        "100",
+        "--test",
+        "6",
+        "--runs",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(sys, "argv", ["reward_real_data.py", str(data), *given, "--out", str(out)])
     reward_real_data.main()
     lines = [line.split(" | ") for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| pairs |")]
