@@ -147,6 +147,7 @@ def test_ppo_scores_by_the_combined_reward_or_by_both_apart(llama, finished):
         assert means["rules"] == pytest.approx(rules.mean().item(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_and_an_ensemble_learn_rules_too(llama, tmp_path):
     encoder = tiny_models.make_encoder(tmp_path / "encoder")
     given = inputs(llama, tmp_path)
