@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_pipeline.artifacts import write_atomically
 from stages import reward_check
 from stages.job import Job
 
@@ -212,7 +213,7 @@ def learn_members(job: Job, base: Base, judged: reward_check.Judged) -> list[dic
             training.save(classifier, folder, base.model)
             with processes.first_alone():
                 if job.first:
-                    done.write_text(json.dumps(trained) + "\n", encoding="utf-8")
+                    write_atomically(done, json.dumps(trained) + "\n")
                     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         results.append(json.loads(done.read_text(encoding="utf-8")))
     if job.first:
@@ -266,7 +267,7 @@ def learning_curve(
             scored = reward_check.score_pairs(model, base.text, held_out, batch_size=job.config.batch_size)
             with processes.first_alone():
                 if job.first:
-                    done.write_text(json.dumps(accuracy(scored).value), encoding="utf-8")
+                    write_atomically(done, json.dumps(accuracy(scored).value))
         points.append(Point(len(part.pairs), json.loads(done.read_text(encoding="utf-8")), len(held_out.pairs)))
     points.append(Point(len(judged.pairs), final, len(held_out.pairs)))
     curve = fit(points, seed=job.seed)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from rlhf_pipeline.artifacts import write_atomically
 from rlhf_pipeline.config import Section
 from rlhf_pipeline.errors import DataError
 from stages import reward_check, reward_learn
@@ -191,7 +192,7 @@ def _train(
         probes = RewardModel(classifier).outputs(ids[:_PROBES], batch_size=2 * config.batch_size).tolist()
         with processes.first_alone():
             if job.first:
-                done.write_text(json.dumps({**trained, "rows": len(ids), "probes": probes}) + "\n", encoding="utf-8")
+                write_atomically(done, json.dumps({**trained, "rows": len(ids), "probes": probes}) + "\n")
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
     return found

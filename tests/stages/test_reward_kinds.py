@@ -150,17 +150,27 @@ def test_finished_members_are_kept_when_another_is_interrupted(llama, tmp_path, 
 
     def learn_and_fail(*arguments: Any) -> Any:
         calls.append(arguments[3])
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise Interrupted
         return learn(*arguments)
 
+    def fail_to_say_so(path: Path, _: str) -> None:
+        assert path.name == "trained.json"
+        raise Interrupted
+
     with monkeypatch.context() as patch:
         patch.setattr(reward.reward_learn, "learn", learn_and_fail)
+        with patch.context() as at_the_end:
+            at_the_end.setattr(reward.reward_learn, "write_atomically", fail_to_say_so)
+            with pytest.raises(Interrupted):
+                reward.run(job(config, llama, tmp_path / "resumed", inputs=given))
         with pytest.raises(Interrupted):
             reward.run(job(config, llama, tmp_path / "resumed", inputs=given))
         resumed = job(config, llama, tmp_path / "resumed", inputs=given)
-        assert reward.run(resumed) == expected
-    assert [path.name for path in calls] == ["0", "1", "1"]
+        found = reward.run(resumed)
+    assert found == {**expected, "resumed_at": found["resumed_at"]}
+    assert found["resumed_at"] == expected["steps"], "the first member went on from its last checkpoint"
+    assert [path.name for path in calls] == ["0", "0", "1", "1"]
     for number in "01":
         name = f"members/{number}/adapter/adapter_model.safetensors"
         one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
