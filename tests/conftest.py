@@ -3,6 +3,7 @@ judged round for whoever looks at results."""
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by file; the order within a file stays (give xdist ``--no-loadscope-reorder``, or it sorts by number)."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (-slow[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage walk over the libraries, which stay: each training asks for one, and would wait half
+    a second for it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import pytest
 
 from rlhf_pipeline.artifacts import file_digest
 from stages import NAMES
+from tests import forks
 from tests.command_line import ROOT, STEPS, complete_stages, rlhf, write_config
 
 pytestmark = pytest.mark.slow
@@ -84,23 +85,26 @@ def evidence(stage: str) -> Callable[[Path], bool]:
     return lambda run: any(path.suffix != ".partial" for path in run.glob(pattern))
 
 
-def wait_until(is_under_way: Callable[[Path], bool], run: Path, running: subprocess.Popen[str]) -> None:
+def wait_until(is_under_way: Callable[[Path], bool], run: Path, ended: Callable[[], bool]) -> None:
     """Return once there is evidence of work."""
     end = time.monotonic() + 200
     while not is_under_way(run):
-        assert running.poll() is None, running.stdout and running.stdout.read()
+        assert not ended(), "it ended before it came to the middle"
         assert time.monotonic() < end, "it never came to the middle"
         time.sleep(0.002)
 
 
 def kill_in_the_middle(settings: Path, run: Path, stage: str) -> None:
-    """Start the run as a program and kill it once there is evidence of work."""
-    command = [sys.executable, "-m", "stages", "run", str(settings)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        wait_until(evidence(stage), run, running)
+    """Start the run in a process of its own and kill it once there is evidence of work."""
+    said = run.parent / "said.txt"
+    running = forks.start_rlhf("run", settings, said=said)
+    try:
+        wait_until(evidence(stage), run, lambda: not running.is_alive())
         during = rlhf("status", run, "--json").states() if stage in ("sft", "ppo") else {stage: "running"}
-        running.send_signal(signal.SIGKILL)
-        assert running.wait() == -signal.SIGKILL, "it ended by itself before it was killed"
+    finally:
+        running.kill()
+        running.join()
+    assert running.exitcode == -signal.SIGKILL, f"it ended by itself before it was killed: {said.read_text()}"
     assert during[stage] == "running"
 
 
@@ -148,7 +152,7 @@ def test_killed_with_a_stage_beside(undisturbed: Path, tmp_path: Path) -> None:
 
     command = [sys.executable, "-m", "stages", "run", str(settings)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        wait_until(evidence("dpo"), run, running)
+        wait_until(evidence("dpo"), run, lambda: running.poll() is not None)
         during = rlhf("status", run, "--json").states()
         beside = children(running.pid)
         running.kill()
@@ -159,7 +163,8 @@ def test_killed_with_a_stage_beside(undisturbed: Path, tmp_path: Path) -> None:
         assert time.monotonic() < end, "an orphan goes on writing into the run folder"
         time.sleep(0.01)
 
-    again = rlhf("run", settings)
+    with forks.instead_of_spawned():
+        again = rlhf("run", settings)
     assert again.code == 0, again.err
     assert "resuming at step " in again.out, again.out
     assert complete_stages(run) == set(NAMES)

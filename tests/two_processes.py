@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from stages.beside import Beside
+from tests import forks
 
 
 def in_two(call: Callable[..., Any], *arguments: Any, divide_base: bool = False) -> list[Any]:
     """The values of a module's function in both processes."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, forks.instead_of_spawned():
         meeting = Path(folder) / "meeting"
         members = [Beside("test", _work, rank, meeting, divide_base, call, arguments) for rank in range(2)]
         try:

@@ -20,7 +20,7 @@ from rlhf_pipeline.metrics import COSTS, read_metrics
 from stages import BY_NAME, Stage, launch, ppo_learn, settings
 from stages.job import Job
 from stages.launch import Launch
-from tests import stage_jobs
+from tests import forks, stage_jobs
 from tests.command_line import write_config
 from tests.stages import test_ppo
 
@@ -38,7 +38,8 @@ def run_all(_: Stage, job: Job) -> list[Any]:
 
 def in_two(job: Job, call: Any = run, strategy: Any = "ddp") -> Any:
     job.settings.run.launch = Launch(processes=2, strategy=strategy)
-    return launch.in_processes(BY_NAME["ppo"], job, call)
+    with forks.instead_of_spawned():
+        return launch.in_processes(BY_NAME["ppo"], job, call)
 
 
 def ppo_job(folder: Path, name: str, **changes: Any) -> Job:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +13,7 @@ from rlhf_pipeline.data import DataConfig, SourceConfig
 from rlhf_pipeline.errors import ConfigError, DataError, TrainingError
 from rlhf_pipeline.records import Demonstration
 from stages import sft
-from tests import stage_jobs, tiny_models
+from tests import forks, stage_jobs, tiny_models
 from tests.stage_jobs import Interrupted, job, metrics_lines, same_tensors
 
 FAST = {"max_steps": 4, "batch_size": 4, "warmup": 0.0, "learning_rate": 1e-2, "max_length": 200, "log_every": 1}
@@ -132,32 +128,26 @@ def test_resumes_from_the_last_whole_checkpoint(tmp_path, data, monkeypatch):
     assert same_tensors(whole.folder, resumed.folder)
 
 
+def _train(config, model, folder, data):
+    sft.run(job(config, model, folder, data=data))
+
+
 @pytest.mark.slow
 def test_resumes_after_kill_9(tmp_path, data):
     model = tiny_models.make("llama", tmp_path / "base")
     config = sft.Config(**{**FAST, "max_steps": 120, "epochs": 100, "save_every": 10})
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom rlhf_pipeline.config import ModelConfig\n"
-        "from rlhf_pipeline.data import DataConfig\nfrom stages import sft\nfrom tests.stage_jobs import job\n"
-        f"config = sft.Config.model_validate_json({config.model_dump_json()!r})\n"
-        f"data = DataConfig.model_validate_json({data.model_dump_json()!r})\n"
-        f"sft.run(job(config, ModelConfig(name={model.name!r}), Path({str(tmp_path / 'run')!r}), data=data))\n"
-    )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(script)], env=environment, cwd=root)
+    training_run = forks.CONTEXT.Process(target=_train, args=(config, model, tmp_path / "run", data))
+    training_run.start()
     checkpoints = tmp_path / "run" / "checkpoints"
     try:
         deadline = time.monotonic() + 120
         while not list(checkpoints.glob("checkpoint-*/complete.json")):
-            assert process.poll() is None, "training ended before it could be killed"
+            assert training_run.is_alive(), "training ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
     finally:
-        process.kill()
-        process.wait()
+        training_run.kill()
+        training_run.join()
     resumed = job(config, model, tmp_path / "run", data=data)
     metrics = sft.run(resumed)
     assert metrics["resumed_at"] >= 10
