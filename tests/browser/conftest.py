@@ -22,9 +22,9 @@ CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 WITHOUT = "RLHF_TEST_WITHOUT_BROWSER"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, without a window."""
+    """Debian's Chromium, without a window; it is closed after each file, or one would idle in every worker."""
     if not Path(CHROMIUM).exists():
         if os.environ.get(WITHOUT) == "1":
             pytest.skip(f"{WITHOUT}=1")
