@@ -2,10 +2,10 @@
 
     python benchmarks/reward_ensembles.py --out benchmarks/reward_ensembles.md
 
-The pocket model, few comparisons by simulated annotators, and the gold judge, which knows what every response is worth.
-Each seed has a chain of its own up to the comparisons, and from there twice a reward model and PPO: one model, and the
-minimum over an ensemble (Coste et al. 2023, arXiv:2310.02743), hardly held back by KL. Seeds that are finished are kept
-in the folder of the runs. A seed takes some minutes of CPU time.
+The pocket model, few and noisy comparisons by simulated annotators, and the gold judge, which knows what every response
+is worth. Each seed has a chain of its own up to an ensemble, and from there PPO twice, hardly held back by KL: on the
+minimum over the ensemble, and on its first member alone (Coste et al. 2023, arXiv:2310.02743). Seeds that are finished
+are kept in the folder of the runs. A seed takes some minutes of CPU time.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import functools
 import json
 import math
 import os
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from rlhf_pipeline.artifacts import complete, open_artifact
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data.splits import dialogue_key
 from rlhf_pipeline.ensembles import auc
 from rlhf_pipeline.generation import generate
 from rlhf_pipeline.models import load_causal_lm
+from rlhf_pipeline.pocket.annotators import UNREADABLE
 from rlhf_pipeline.pocket.grammar import prompts as pocket_prompts
 from rlhf_pipeline.pocket.judge import gold
 from rlhf_pipeline.records import Preference, read_jsonl
-from rlhf_pipeline.reward_models import Ensemble, load_reward_model
+from rlhf_pipeline.reward_models import Ensemble, Spec, load_reward_model
 from rlhf_pipeline.tokenization import load_tokenizer
 from stages import runner, settings
 
@@ -52,6 +56,8 @@ CHAIN = {
     "sample.max_new_tokens": 56,
     "sample.held_out_prompts": 10,
     "collect.pairs_per_prompt": 2,
+    "collect.panel": "[Carla the careless]",  # errs about as often as people disagree, and as the labels of the paper
+    "reward.ensemble": "{members: 4, score: min}",
     "reward.batch_size": 8,
     "reward.epochs": 3,
     "ppo.iterations": 8,
@@ -59,9 +65,8 @@ CHAIN = {
     "ppo.rollout_batch": 48,
     "ppo.learning_rate": 7e-3,
     "ppo.kl_coef": 0.01,
-    "ppo.stop": "{every: 2, prompts: 48, judge: gold, keep: last}",
+    "ppo.stop": "{every: 2, prompts: 96, judge: gold, keep: last}",
 }
-ARMS = {"one model": "{members: 1}", "minimum": "{members: 4, score: min}"}
 PREDICTORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "standard deviation": lambda apart: apart.std(0, ddof=1),
     "standard deviation / size of the mean": lambda apart: apart.std(0, ddof=1) / np.abs(apart.mean(0)).clip(1e-12),
@@ -70,9 +75,10 @@ PREDICTORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # 97.5 %, by seeds
 HEADER = """# Ensembles of reward models
 
-`python benchmarks/reward_ensembles.py --seeds {seeds} --out benchmarks/reward_ensembles.md`, {date}
+`python benchmarks/reward_ensembles.py {command}`, {date}
 
-The pocket model; {pairs} comparisons by simulated annotators; four adapters, each with a head and an order of its own.
+The pocket model; {pairs} comparisons by simulated annotators, of which {noise} prefer the response that
+the gold judge finds worse; four adapters, each with a head and an order of its own.
 
 ## Does disagreement tell errors?
 
@@ -86,13 +92,14 @@ well a number tells the pairs that the ensemble's mean has wrong: area under the
 
 ## Does the minimum over-optimise less?
 
-PPO with `kl_coef: 0.01` for {iterations} iterations of 48 responses; after every second {responses} held-out prompts
-are answered. Proxy (the reward that is trained on) and gold are in standard deviations of the SFT policy's responses;
-what the gold judge cannot read has no gold score. Equal KL: the largest that both policies of a seed reached, by
+PPO with `kl_coef: 0.01` for {iterations} iterations of 48 responses, on the minimum and on the first of the four alone;
+after every second {responses} held-out prompts are answered. Proxy (the reward that is trained on) and gold are in
+standard deviations of the SFT policy's responses; read: by the gold judge, and the others count as the worst. The peak
+is the highest of the scorings, the SFT policy's too. Equal KL: the largest that both policies of a seed reached, by
 straight lines between scorings.
 
-| seed | reward | KL | proxy | gold | gold at its peak | fall from the peak | proxy - gold | gold at equal KL |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| seed | reward | KL | read | proxy | gold | gold at its peak | fall from the peak | proxy - gold | gold at equal KL |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
 Minimum less one model, mean over seeds with its 95 % interval (Student's t):
@@ -118,7 +125,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = [of_seed(seed, given.runs / f"seed-{seed}", given.pairs, given.set) for seed in given.seeds]
-    text = report(given.seeds, found)
+    command = ["--seeds", *map(str, given.seeds), *(f"--set {one}" for one in given.set)]
+    text = report(given.seeds, found, " ".join([*command, "--out benchmarks/reward_ensembles.md"]))
     if given.out:
         given.out.write_text(text, encoding="utf-8")
     print(text)
@@ -128,37 +136,72 @@ def of_seed(seed: int, folder: Path, pairs: int, overrides: Sequence[str]) -> di
     """Both arms of one seed: the curves of PPO, and each member's opinion of fresh pairs."""
     done = folder / "result.json"
     if not done.is_file():
-        result: dict[str, Any] = {"curves": {}}
-        for name, ensemble in ARMS.items():
-            values = {**CHAIN, "run.folder": folder, "run.seed": seed, "reward.ensemble": ensemble}
-            chain = settings.load(
-                ROOT / "configs" / "demo.yaml", [*(f"{k}={v}" for k, v in values.items()), *overrides]
-            )
-            runner.run(chain)
-            rows = [json.loads(line) for line in (folder / "ppo" / "held_out.jsonl").read_text().splitlines()]
-            result["curves"][name] = normalised(rows)
-        result["comparisons"] = json.loads((folder / "reward" / "manifest.json").read_text())["metrics"]["rows"][
-            "train"
-        ]
-        result["members"] = opinions(folder, pairs)
+        whole, alone = (folder / name.replace(" ", "-") for name in ("minimum", "one model"))
+        curve = curve_of(seed, whole, overrides)
+        if not alone.is_dir():
+            shutil.rmtree(unfinished := folder / "copy", ignore_errors=True)
+            shutil.copytree(whole, unfinished, ignore=shutil.ignore_patterns("ppo"))
+            leave_first(unfinished / "reward")
+            unfinished.rename(alone)
+        result = {
+            "curves": {"one model": curve_of(seed, alone, overrides), "minimum": curve},
+            "comparisons": open_artifact(whole / "reward").manifest.metrics["rows"]["train"],
+            "members": opinions(whole, pairs),
+            "noise": noise(whole),
+        }
         done.write_text(json.dumps(result), encoding="utf-8")
     return json.loads(done.read_text(encoding="utf-8"))
 
 
+def curve_of(seed: int, folder: Path, overrides: Sequence[str]) -> list[dict[str, float]]:
+    """Run the chain, or what of it is not there yet, and say how PPO went."""
+    values = {**CHAIN, "run.folder": folder, "run.seed": seed}
+    runner.run(settings.load(ROOT / "configs" / "demo.yaml", [*(f"{k}={v}" for k, v in values.items()), *overrides]))
+    return normalised([json.loads(line) for line in (folder / "ppo" / "held_out.jsonl").read_text().splitlines()])
+
+
+def leave_first(folder: Path) -> None:
+    """Make of a finished ensemble its first member alone."""
+    spec, manifest = Spec.read(folder), open_artifact(folder).manifest
+    assert spec is not None
+    assert spec.combination is not None
+    combination = replace(spec.combination, rule="mean", offsets=spec.combination.offsets[:1])
+    replace(spec, members=spec.members[:1], combination=combination).write(folder)
+    made_by = {k: v for k, v in asdict(manifest).items() if k not in ("files", "created", "versions", "git", "schema")}
+    complete(folder.rename(folder.with_suffix(".partial")), folder, **made_by)
+
+
 def normalised(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """KL, proxy and gold by iteration; gold as the proxy is: less the SFT policy's mean, by the deviation there."""
+    """KL, proxy and gold by iteration; gold as the proxy is: less the SFT policy's mean, by the deviation there.
+
+    What the gold judge cannot read has the score by which the simulated annotators go there, the worst.
+    """
+    gold = [row["read"] * (row["gold"] or 0.0) + (1 - row["read"]) * UNREADABLE for row in rows]
     first = rows[0]
-    deviation = first["gold_se"] * math.sqrt(first["responses"])
+    deviation = first["gold_se"] * math.sqrt(first["read"] * first["responses"])
     return [
         {
             "step": row["step"],
             "responses": row["responses"],
+            "read": row["read"],
             "kl": row["kl"],
             "proxy": row["score"] - first["score"],
-            "gold": (row["gold"] - first["gold"]) / deviation,
+            "gold": (value - gold[0]) / deviation,
         }
-        for row in rows
+        for row, value in zip(rows, gold, strict=True)
     ]
+
+
+def noise(folder: Path) -> float:
+    """The share of the decided comparisons that prefer what the gold judge finds worse, or cannot read."""
+    wrong = []
+    for one in map(Preference.from_json, read_jsonl(folder / "collect" / "preferences.jsonl")):
+        sides = ((one.chosen, one.chosen_cut), (one.rejected, one.rejected_cut))
+        scores = [gold(one.prompt.messages, side, not cut) for side, cut in sides]
+        better, worse = (UNREADABLE if score is None else score for score in scores)
+        if not one.tie:
+            wrong.append(better < worse)
+    return statistics.mean(wrong)
 
 
 def opinions(folder: Path, count: int) -> list[list[float]]:
@@ -200,32 +243,36 @@ def fresh_pairs(count: int) -> list[tuple[str, tuple[list[int], list[int]]]]:
     for place, prompt in enumerate(prompts):
         two = drawn[2 * place : 2 * place + 2]
         scores = [gold(prompt.messages, chat.decode_response(one.ids), one.ended) for one in two]
-        if None not in scores and abs(scores[0] - scores[1]) > 1e-9:
-            high = scores[1] > scores[0]
+        first, second = (-math.inf if score is None else score for score in scores)
+        if min(first, second) > -math.inf and abs(first - second) > 1e-9:
+            high = second > first
             pairs.append((dialogue_key(prompt), (ids[place] + two[high].ids, ids[place] + two[not high].ids)))
     return pairs
 
 
-def report(seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> str:
+def report(seeds: Sequence[int], found: Sequence[dict[str, Any]], command: str) -> str:
     """Both tables, what they say, and the curves."""
-    rows, apart = [], []
+    rows, apart, alone = [], [], []
     for seed, one in zip(seeds, found, strict=True):
         measured = {name: of_curve(curve, shared_kl(one["curves"])) for name, curve in one["curves"].items()}
         rows += [curve_line(seed, name, values) for name, values in measured.items()]
         first, second = measured["one model"], measured["minimum"]
         apart.append({key: second[key] - first[key] for key in first})
+        alone.append(first)
     keys = ("gold", "fall", "gap", "equal")
     gaps = {key: interval([one[key] for one in apart]) for key in keys}
     areas, verdicts = area_lines(seeds, found)
     curve = found[0]["curves"]["one model"]
     return HEADER.format(
-        seeds=" ".join(map(str, seeds)), date=time.strftime("%d %B %Y", time.gmtime()),
+        command=command, date=time.strftime("%d %B %Y", time.gmtime()),
         pairs=" and ".join(map(str, sorted({one["comparisons"] for one in found}))),
         count=" and ".join(map(str, sorted({len(one["members"][0]) for one in found}))),
         predictors=" | ".join(PREDICTORS), rules=" | ".join("---" for _ in PREDICTORS), areas="\n".join(areas),
         iterations=curve[-1]["step"], responses=curve[0]["responses"], rows="\n".join(rows),
         difference="| " + " | ".join(f"{mean:+.2f} ± {half:.2f}" for mean, half in gaps.values()) + " |",
-        verdict="\n".join([*verdicts, *less(gaps)]), curves="\n\n".join(map(curves, seeds, found)),
+        noise=" and ".join(sorted({f"{one['noise']:.0%}" for one in found})),
+        verdict="\n".join([*verdicts, fell(alone), *less(gaps)]),
+        curves="\n\n".join(map(curves, seeds, found)),
     )  # fmt: skip
 
 
@@ -236,12 +283,13 @@ def shared_kl(by_arm: dict[str, list[dict[str, float]]]) -> float:
 
 def of_curve(rows: list[dict[str, float]], kl: float) -> dict[str, float]:
     """What one run of PPO comes to."""
-    last, peak = rows[-1], max(row["gold"] for row in rows[1:])
+    last, peak = rows[-1], max(row["gold"] for row in rows)
     after = next(place for place, row in enumerate(rows) if row["kl"] >= kl)
     low, high = rows[max(0, after - 1)], rows[after]
     share = (kl - low["kl"]) / (high["kl"] - low["kl"]) if high["kl"] > low["kl"] else 1.0
     return {
         "kl": last["kl"],
+        "read": last["read"],
         "proxy": last["proxy"],
         "gold": last["gold"],
         "peak": peak,
@@ -292,6 +340,16 @@ def area(members: Sequence[np.ndarray], predictor: Callable[[np.ndarray], np.nda
     return mean([(i, np.arange(len(one))) for i, one in enumerate(values)]), float(low), float(high)
 
 
+def fell(alone: Sequence[dict[str, float]]) -> str:
+    """In words: whether there is any over-optimisation of one model to have less of."""
+    (proxy, proxy_half), (gold, gold_half) = (interval([one[key] for one in alone]) for key in ("proxy", "gold"))
+    shown = "is shown" if proxy > proxy_half and gold < -gold_half else "is not shown"
+    return (
+        f"- That PPO over-optimises one model (its proxy rises while gold falls) {shown}: proxy {proxy:+.2f} ±"
+        f" {proxy_half:.2f}, gold {gold:+.2f} ± {gold_half:.2f}."
+    )
+
+
 def less(gaps: dict[str, tuple[float, float]]) -> list[str]:
     """In words: whether the minimum over-optimises less, by each way to measure it."""
     ways = {
@@ -308,7 +366,7 @@ def less(gaps: dict[str, tuple[float, float]]) -> list[str]:
 
 def curve_line(seed: int, name: str, of: dict[str, float]) -> str:
     numbers = " | ".join(f"{of[key]:+.2f}" for key in ("proxy", "gold", "peak", "fall", "gap", "equal"))
-    return f"| {seed} | {name} | {of['kl']:.2f} | {numbers} |"
+    return f"| {seed} | {name} | {of['kl']:.2f} | {of['read']:.0%} | {numbers} |"
 
 
 def curves(seed: int, found: dict[str, Any]) -> str:

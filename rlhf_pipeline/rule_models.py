@@ -104,14 +104,16 @@ class RulePart:
     def combine(self, preference: Tensor, broken: Tensor) -> Tensor:
         """The combined reward, ``(batch,)``, of preference scores, ``(batch,)``, and probabilities, ``(batch, rules)``.
 
-        Sparrow's policy is rewarded with the normalised preference score plus the mean over n rules of the probability
-        that a rule is kept (Glaese et al. 2022, arXiv:2209.14375), ``R = (s - μ) / σ + w/n Σ_i (1 - p_i)`` with w = 1
-        there. Less the constant w, and in the units of the preference score, that is::
+        Sparrow's policy is rewarded with the sum of what a preference model and a rule model say (Glaese et al. 2022,
+        arXiv:2209.14375): here the normalised preference score and the mean over n rules of the probability that a rule
+        is kept, ``R = (s - μ) / σ + w/n Σ_i (1 - p_i)``. Less the constant w, and in the units of the preference score,
+        that is::
 
             σ R + μ - σ w = s - w σ/n Σ_i p_i
 
-        so that a response that breaks no rule keeps its score. What Sparrow takes off for length and form is not here:
-        PPO has ``missing_eos_penalty``.
+        so that a response that breaks no rule keeps its score. Two parts of Sparrow are left out: the terms for a valid
+        form and for brevity (PPO has ``missing_eos_penalty``, and ``ppo.rewards`` takes functions), and the choice of
+        rules by dialogue, which counts those that it was meant to test and those that are broken most.
         """
         return preference - self.weight * self.spread * broken.mean(-1)
 

@@ -89,18 +89,26 @@ def broken_shares(rows: Rows, rules: Sequence[str]) -> dict[str, dict[str, float
     }
 
 
-def rule_table(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How often each policy breaks each rule, as lines of text; none where no rule is known."""
-    rules = list(next(iter(policies.values())).get("rules", {}))
-    if not rules:
-        return []
-    width = max(map(len, rules)) + 2
-    lines = [f"{'share of responses that break …':{width}}" + "".join(f"{name:>16}" for name in policies)]
-    for rule in rules:
+def rule_rows(policies: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Each rule, and how often each policy breaks it by the rule model (in brackets by the gold judge); none where no
+    rule is known."""
+    rows = []
+    for rule in next(iter(policies.values())).get("rules", {}):
         shares = [row["rules"][rule] for row in policies.values()]
         cells = [_percent(one["model"]) + (f" ({_percent(one['gold'])})" if one["gold"] is not None else "")
                  for one in shares]  # fmt: skip
-        lines.append(f"{rule:{width}}" + "".join(f"{cell:>16}" for cell in cells))
+        rows.append((rule, *cells))
+    return rows
+
+
+def rule_table(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """:func:`rule_rows` as lines of text."""
+    rows = rule_rows(policies)
+    if not rows:
+        return []
+    width = max(len(rule) for rule, *_ in rows) + 2
+    lines = [f"{'share of responses that break …':{width}}" + "".join(f"{name:>16}" for name in policies)]
+    lines += [f"{rule:{width}}" + "".join(f"{cell:>16}" for cell in cells) for rule, *cells in rows]
     return [*lines, "by the rule model (in brackets by the gold judge)"]
 
 

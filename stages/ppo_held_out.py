@@ -118,7 +118,8 @@ class HeldOut:
         return {"kept_iteration": step, "stopped": why}
 
     def _measure(self, progress: Progress, report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
-        """The numbers of one scoring, each a mean over responses with its standard error in ``…_se``."""
+        """The numbers of one scoring, each a mean over responses with its standard error in ``…_se``; ``gold`` over the
+        share ``read`` of them, those that the gold judge can read."""
         import torch
 
         from rlhf_pipeline import rollout as rollouts
@@ -156,6 +157,8 @@ class HeldOut:
             row[name], row[f"{name}_se"] = (mean.value, mean.error) if mean else (None, None)
         lengths = evaluation.lengths([len(ids) for ids in rollout.responses], rollout.ended.tolist())
         row |= {"length": lengths.mean, "ended": lengths.ended}
+        if "gold" in columns:
+            row["read"] = sum(value is not None for value in columns["gold"]) / len(rollout.responses)
         assert self._writer is not None
         self._writer.write(row)
         report({"step": progress.done, **{f"held_out/{key}": value for key, value in row.items() if key != "step"}})

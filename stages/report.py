@@ -20,7 +20,7 @@ from rlhf_pipeline import artifacts, charts, config
 from rlhf_pipeline.alarms import read_alarms
 from rlhf_pipeline.charts import Interval, Series
 from rlhf_pipeline.metrics import read_metrics
-from stages import BY_NAME, reward_report
+from stages import BY_NAME, evaluate_scores, reward_report
 from stages.chain_picture import Node, chain
 from stages.settings import Settings
 from stages.states import StageState, inspect, partial_folder
@@ -175,6 +175,11 @@ def _evaluation(metrics: Any) -> dict[str, Any] | None:
         "policies": policies,
         "summary": metrics.get("summary", []),
         "judge": _JUDGES.get(judge or "", "nobody"),
+        "rules": {
+            "caption": "Responses that break a rule, by the rule model (in brackets by the gold judge)",
+            "columns": ("Rule", *(_POLICY_TITLES.get(name, name) for name in policies)),
+            "rows": evaluate_scores.rule_rows(policies),
+        },
         "prompts": max(p["prompts"] or 0 for p in policies.values()),
         "win_rates": charts.interval_plot(
             "Win rates against SFT", rows, x_label="wins among decided comparisons, %", size=charts.WIDE

@@ -6,11 +6,19 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import reward_ensembles, reward_real_data
+from rlhf_pipeline.artifacts import complete, open_artifact
+from rlhf_pipeline.config import ModelConfig
+from rlhf_pipeline.ensembles import Combination
+from rlhf_pipeline.pocket.judge import gold
+from rlhf_pipeline.records import Message, Preference, Prompt, write_jsonl
+from rlhf_pipeline.reward_models import Spec
 from stages import settings
 from tests import stage_jobs, tiny_models
 
@@ -65,7 +73,8 @@ def test_differences_are_of_the_same_pairs() -> None:
 
 
 def curve(*points: tuple[float, float, float]) -> list[dict[str, float]]:
-    return [dict(zip(("kl", "proxy", "gold"), point, strict=True)) | {"step": i} for i, point in enumerate(points)]
+    keys = ("kl", "proxy", "gold")
+    return [dict(zip(keys, point, strict=True)) | {"step": i, "read": 1.0} for i, point in enumerate(points)]
 
 
 def test_over_optimisation_by_hand() -> None:
@@ -83,11 +92,44 @@ def test_over_optimisation_by_hand() -> None:
 
 def test_gold_is_counted_in_deviations_of_the_first_responses() -> None:
     rows = [
-        {"step": step, "responses": 25, "kl": 0.0, "score": score, "gold": gold, "gold_se": 0.4}
-        for step, score, gold in ((0, 0.5, 7.0), (4, 1.5, 9.0))
+        {"step": step, "responses": 50, "read": read, "kl": 0.0, "score": score, "gold": gold, "gold_se": 0.4}
+        for step, score, gold, read in ((0, 0.5, 8.0, 0.5), (4, 1.5, 9.0, 1.0), (8, 2.5, None, 0.0))
     ]
-    assert [row["gold"] for row in reward_ensembles.normalised(rows)] == [0.0, pytest.approx(1.0)]
-    assert [row["proxy"] for row in reward_ensembles.normalised(rows)] == [0.0, 1.0]
+    found = reward_ensembles.normalised(rows)
+    # the unread half counts -2: a mean of 3; 25 responses with a standard error of 0.4 deviate by 2
+    assert [row["gold"] for row in found] == [0.0, pytest.approx(3.0), pytest.approx(-2.5)]
+    assert [row["proxy"] for row in found] == [0.0, 1.0, 2.0]
+
+
+def test_the_noise_of_comparisons(tmp_path: Path) -> None:
+    prompt = (Message("user", "Help me to steal apples from a garden."),)
+    good, bad = "No, that would not be right.", "qwerty."
+    assert gold(prompt, good, True) is not None
+    assert gold(prompt, bad, True) is None
+    sides = [(good, bad, 1.0), (good, bad, 1.0), (bad, good, 1.0), (bad, good, 0.5)]
+    (tmp_path / "collect").mkdir()
+    rows = [Preference(Prompt(prompt), one, other, probability=p, tie=p == 0.5).to_json() for one, other, p in sides]
+    write_jsonl(tmp_path / "collect" / "preferences.jsonl", rows)
+    assert reward_ensembles.noise(tmp_path) == pytest.approx(1 / 3), "the tie decides nothing"
+
+
+def test_one_model_is_the_first_of_the_ensemble(tmp_path: Path) -> None:
+    partial, folder = tmp_path / "reward.partial", tmp_path / "reward"
+    partial.mkdir()
+    members = Combination("min", (0.5, -1.0))
+    Spec(ModelConfig(name="pocket"), members=("members/0", "members/1"), combination=members).write(partial)
+    made_by = {"stage": "reward", "kind": "reward model", "settings": {"x": 1}, "seed": 3, "inputs": {"sft": "abc"}}
+    rest: dict[str, Any] = {"data": {}, "base": None, "tokenizer": None, "metrics": {}, "device": "cpu", "seconds": 1.0}
+    before = complete(partial, folder, **made_by, **rest)
+    reward_ensembles.leave_first(folder)
+    after, spec = open_artifact(folder), Spec.read(folder)
+    assert after.digest != before.digest
+    assert {key: getattr(after.manifest, key) for key in made_by} == made_by, "the chain finds it up to date"
+    assert spec is not None
+    assert spec.combination is not None
+    assert spec.members == ("members/0",)
+    scores = torch.tensor([[3.0, 4.0]])
+    assert spec.combination(scores).tolist() == [2.5, 3.5]
 
 
 def test_disagreement_that_tells_every_error() -> None:
@@ -99,8 +141,7 @@ def test_disagreement_that_tells_every_error() -> None:
     assert reward_ensembles.area([same], reward_ensembles.PREDICTORS["standard deviation"]) == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("ensemble", reward_ensembles.ARMS.values())
-def test_the_chain_of_the_ensembles_is_one_that_loads(ensemble: str, tmp_path: Path) -> None:
-    values = {**reward_ensembles.CHAIN, "run.folder": tmp_path, "reward.ensemble": ensemble}
+def test_the_chain_of_the_ensembles_is_one_that_loads(tmp_path: Path) -> None:
+    values = {**reward_ensembles.CHAIN, "run.folder": tmp_path}
     chain = settings.load(ROOT / "configs" / "demo.yaml", [f"{key}={value}" for key, value in values.items()])
-    assert chain.reward.ensemble.score in ("mean", "min")
+    assert chain.reward.ensemble.score == "min"

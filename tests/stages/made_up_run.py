@@ -205,6 +205,7 @@ def evaluation() -> dict[str, Any]:
     policies = {
         name: dict(zip(keys, values, strict=True))
         | {"gold_se": 0.11, "score_se": 0.08, "kl_se": 0.31, "length_p95": 44.0, "prompts": 300, "read": 0.98}
+        | {"rules": {"Do not be <rude>.": {"model": 0.213, "gold": 0.197}, "Do not sing.": {"model": 0, "gold": None}}}
         for name, values in _EVALUATION.items()
     }
     summary = [

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rlhf_pipeline.errors import ConfigError, TrainingError
 from rlhf_pipeline.metrics import read_metrics
 from rlhf_pipeline.roles import Roles
-from stages import ppo
+from stages import ppo, prompts
 from stages.ppo_held_out import HeldOut
 from tests.stages.test_ppo import make_inputs, make_job
 
@@ -53,13 +53,21 @@ def written(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize(("keep", "kept"), [("best", 2), ("last", 5)])
 def test_the_best_policy_is_kept_and_named(
-    keep: str, kept: int, tmp_path: Path, policies: list[torch.Tensor], capsys: pytest.CaptureFixture[str]
+    keep: str,
+    kept: int,
+    tmp_path: Path,
+    policies: list[torch.Tensor],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(prompts, "has_gold_judge", lambda _: True)
+    monkeypatch.setattr(HeldOut, "_gold", lambda *_: [2.0, None, None, 4.0])
     model = make_inputs(tmp_path)
     metrics = ppo.run(make_job(tmp_path, model, iterations=5, stop=judged(tmp_path, keep=keep)))
     rows = read_metrics(tmp_path / "ppo" / "held_out.jsonl")
     assert [(row["step"], row["judge"]) for row in rows] == [(0, 9), (1, 1), (2, 5), (3, 3), (4, 4), (5, 2)]
     assert rows[0]["kl"] == 0 != rows[-1]["kl"]
+    assert {(row["gold"], row["read"]) for row in rows} == {(3.0, 0.5)}, "the mean of what the gold judge can read"
     assert {"kl_se", "score", "score_se", "objective", "objective_se", "length", "ended"} <= rows[0].keys()
     assert (metrics["kept_iteration"], metrics["stopped"], metrics["step"]) == (kept, None, 5)
     assert torch.equal(written(tmp_path / "ppo"), policies[kept - 1])

@@ -196,9 +196,19 @@ def test_the_head_first(llama, tmp_path):
     assert metrics_lines(made.folder)[0]["loss"] < 0.68, "a head of zeros begins at 0.6931"
 
 
-def test_a_learning_curve(llama, tmp_path):
+def test_a_learning_curve(llama, tmp_path, monkeypatch):
     evaluation = {"learning_curve": [0.5, 1.0]}
     made = job(reward.Config(**FAST, evaluation=evaluation), llama, tmp_path / "reward", inputs=inputs(llama, tmp_path))
+
+    def stop(path: Path, _: str) -> None:
+        assert path.name == "accuracy.json"
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reward.reward_learn, "write_atomically", stop)
+        with pytest.raises(Interrupted):
+            reward.run(made)
+    assert not list(made.folder.rglob("accuracy.json")), "the note is whole or not there"
     metrics = reward.run(made)
     curve = json.loads((made.folder / "evaluation.json").read_text())["learning_curve"]
     assert [point["pairs"] for point in curve["points"]] == [

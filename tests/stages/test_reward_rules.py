@@ -178,6 +178,11 @@ def test_a_finished_rule_model_is_kept_when_the_rest_is_interrupted(llama, finis
 
     made = job(config, llama, tmp_path / "reward", inputs=given)
     with monkeypatch.context() as patch:
+        patch.setattr(reward.reward_rules, "write_atomically", stop)
+        with pytest.raises(Interrupted):
+            reward.run(made)
+    assert not (made.folder / "rules" / "trained.json").exists(), "the note is whole or not there"
+    with monkeypatch.context() as patch:
         patch.setattr(reward.reward_learn, "learn", stop)
         with pytest.raises(Interrupted):
             reward.run(made)
