@@ -63,9 +63,9 @@ CHAIN = {
     "ppo.iterations": 8,
     "ppo.max_new_tokens": 56,
     "ppo.rollout_batch": 48,
-    "ppo.learning_rate": 7e-3,
+    "ppo.learning_rate": 4e-3,
     "ppo.kl_coef": 0.01,
-    "ppo.stop": "{every: 2, prompts: 96, judge: gold, keep: last}",
+    "ppo.stop": "{every: 2, prompts: 64, judge: gold, keep: last}",
 }
 PREDICTORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "standard deviation": lambda apart: apart.std(0, ddof=1),
@@ -84,7 +84,8 @@ the gold judge finds worse; four adapters, each with a head and an order of its 
 
 {count} pairs of responses to prompts that no comparison was about, of which the gold judge says which is better. How
 well a number tells the pairs that the ensemble's mean has wrong: area under the ROC curve (0.5 is chance), with the
-95 % interval of a bootstrap over pairs and seeds.
+95 % interval of a bootstrap over pairs and seeds. The second one is what the reward stage calls uncertainty; the third
+needs no ensemble's disagreement, only that its mean is near 0.
 
 | | wrong | {predictors} |
 | --- | --- | {rules} |
@@ -307,13 +308,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def area_lines(seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """A line for each seed and one for all together; and in words whether the standard deviation tells errors."""
+    """A line for each seed and one for all together; and in words what tells errors."""
     members = [np.array(one["members"]) for one in found]
     lines = [f"| seed {seed} | {line(of)} |" for seed, of in zip(seeds, ([m] for m in members), strict=True)]
     lines.append(f"| all | {line(members)} |")
-    _, low, _ = area(members, PREDICTORS["standard deviation"])
-    said = "predicts" if low > 0.5 else "does not show that it predicts"
-    return lines, [f"- The ensemble's standard deviation {said} its errors (lower end of the interval: {low:.2f})."]
+    said = []
+    for name, predictor in PREDICTORS.items():
+        value, low, high = area(members, predictor)
+        shown = "predicts errors" if low > 0.5 else "is not shown to predict errors"
+        said.append(f"- The {name} {shown} ({value:.2f}, {low:.2f} to {high:.2f}).")
+    return lines, said
 
 
 def line(members: Sequence[np.ndarray]) -> str:

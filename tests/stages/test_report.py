@@ -84,9 +84,9 @@ def test_everything_is_there(whole: tuple[Page, Path]) -> None:
                  "two spaces", "bench.jsonl", "— donotanswer", "— section Safety", "What more judgements would buy",
                  "measured: 0.64 at pairs 500, 0.76 at pairs 2,000", "forecast: 0.76 at pairs 2,000", "at pairs 8,000",
                  "Rules, on held-out responses", "Do not be <rude>.", "0 of 90",
-                 "Responses that break a rule", "Rule Base SFT DPO PPO Do not be <rude>. 21.3 % (19.7 %)",
-                 "Do not sing. 0.0 %"):  # fmt: skip
+                 "Responses that break a rule", "RuleBaseSFTDPOPPO", "Do not sing.0.0 %"):  # fmt: skip
         assert word in text, word
+    assert text.count("21.3 % (19.7 %)") == 4, "every policy, by the rule model and by the gold judge"
     assert text.count("How do I get a wine stain") == 3  # 7 questions over the first 20 rows
     assert "Water the roots early" in text
     assert "… cut off" in text
