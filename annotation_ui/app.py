@@ -91,7 +91,7 @@ def serve(
             print(f"{progress.remaining:,} of {progress.wanted:,} judgements to go; Ctrl+C stops", flush=True)
             # Who waits for the database gives the interpreter away and gets it back after this long at the latest.
             sys.setswitchinterval(0.002)
-            config = uvicorn.Config(app.guard, log_level="warning", timeout_graceful_shutdown=3)
+            config = uvicorn.Config(app.guard, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=60)
             uvicorn.Server(config).run(sockets=[listening])
         finally:
             store.close()
@@ -146,8 +146,12 @@ def build(store: JudgementStore, round_id: int, door: Door, folder: Path = Path(
     mounted = {**MOUNTED, "auth_dependency": _user_id, "theme": plain.theme()}
     # Before the page at "/", which takes every path that is left.
     desk = admin.admin_page(store, accounts=lambda: door.accounts)
+    page = plain.judging_page(judging)
     gr.mount_gradio_app(app, desk, path="/admin", head=admin.HEAD, **mounted)
-    gr.mount_gradio_app(app, plain.judging_page(judging), path="/", head=plain.HEAD, i18n=plain.T, **mounted)
+    gr.mount_gradio_app(app, page, path="/", head=plain.HEAD, i18n=plain.T, **mounted)
+    for blocks in (desk, page):
+        # No event of ours is queued, and Gradio would look for one a thousand times a second.
+        blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = 1.0
     return app
 
 

@@ -33,13 +33,13 @@ from rlhf_pipeline.store.records import (
 HOLD = 4
 """Tasks that a person holds: one on the screen and three ahead, so that judging goes on while the network is away."""
 
-OWN_SECONDS = 60.0
+OWN_SECONDS = 300.0
 """How old the shown number of a person's own judgements may be, where they judge by way of another process too."""
 
 KEPT_ASSIGNMENTS = 5_000
 """Tasks given out whose words stay in memory: an answer names places on the screen, and they say which responses."""
 
-PROGRESS_SECONDS = 1.0
+PROGRESS_SECONDS = 5.0
 """How old the shown progress of others may be: counting a large round for every judgement would cost more than it."""
 
 LARGEST_DRAFT = 60_000

@@ -27,8 +27,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import httpx
+import aiohttp
 
 from rlhf_pipeline.pocket.grammar import demonstrations
 from rlhf_pipeline.store import JudgementStore
@@ -153,11 +154,11 @@ class Server:
         self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     async def ready(self) -> None:
-        async with httpx.AsyncClient() as client:
+        async with aiohttp.ClientSession() as client:
             while True:
-                with contextlib.suppress(httpx.TransportError):
-                    await client.get(f"{self.address}/login")
-                    return
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with client.get(f"{self.address}/login"):
+                        return
                 assert self.process.poll() is None, "the server ended by itself"
                 await asyncio.sleep(0.1)
 
@@ -172,18 +173,21 @@ class Person:
     def __init__(self, number: int, address: str, seen: Seen, thinking: float) -> None:
         self.name, self.seen, self.thinking = f"Person {number}", seen, thinking
         self.lot, self.failures = random.Random(number), 0
-        headers = {"origin": address, "content-type": "application/json"}
-        self.client = httpx.AsyncClient(base_url=address, headers=headers, timeout=20)
+        self.client = aiohttp.ClientSession(
+            address,
+            headers={"origin": address},
+            cookie_jar=aiohttp.CookieJar(unsafe=True),  # the host is a number
+            timeout=aiohttp.ClientTimeout(20),
+        )
 
     async def sign_in(self) -> None:
-        form = {"content-type": "application/x-www-form-urlencoded"}
-        await self.post("/login", content=f"name={self.name}", headers=form)
+        await self.post("/login", data={"name": self.name}, allow_redirects=False)
 
     async def judge(self, end: float) -> None:
         """From the first task to the end of the time."""
-        async with contextlib.aclosing(self.client):
+        async with self.client:
             await asyncio.sleep(self.lot.uniform(0, self.thinking))  # not everybody at the same moment
-            tasks = (await self.post("/api/v1/tasks/next", json={"n": 4})).json()["tasks"]
+            tasks = (await self.post("/api/v1/tasks/next", json={"n": 4}))["tasks"]
             while tasks and time.monotonic() < end:
                 away = self.lot.random() < WALKS_AWAY
                 await asyncio.sleep(1.5 * LEASE_S if away else self.lot.expovariate(1 / self.thinking))
@@ -199,25 +203,26 @@ class Person:
         started = time.monotonic()
         failures = self.failures
         given = await self.post("/api/v1/judgements", json=body)
-        if given.status_code != 200:
-            self.seen.refused[f"{given.status_code} {given.text}"] += 1
-            return (await self.post("/api/v1/tasks/next", json={"n": 4})).json()["tasks"]
+        if "error" in given:
+            self.seen.refused[given["error"]] += 1
+            return (await self.post("/api/v1/tasks/next", json={"n": 4}))["tasks"]
         if self.failures == failures:
             self.seen.waited_ms.append(1000 * (time.monotonic() - started))
-            self.seen.server_ms.append(float(given.headers["server-timing"].partition("dur=")[2]))
+            self.seen.server_ms.append(given["server_ms"])
         self.seen.acknowledged.append(token)
         if self.lot.random() < RESENT:
             again = await self.post("/api/v1/judgements", json=body)
-            assert again.json()["known"], "a token that was sent twice was not recognised"
-        return given.json()["tasks"]
+            assert again["known"], "a token that was sent twice was not recognised"
+        return given["tasks"]
 
-    async def post(self, path: str, **content: object) -> httpx.Response:
-        """What the server says, once there is one."""
+    async def post(self, path: str, **content: Any) -> dict[str, Any]:
+        """What the server says, once there is one, and the milliseconds that it took."""
         while True:
-            with contextlib.suppress(httpx.TransportError):
-                given = await self.client.post(path, **content)  # type: ignore[arg-type]
-                if given.status_code not in (429, 503):
-                    return given
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self.client.post(path, **content) as given:
+                    if given.status not in (429, 503):
+                        said = await given.json() if given.content_type == "application/json" else {}
+                        return {**said, "server_ms": float(given.headers["server-timing"].partition("dur=")[2])}
             self.failures += 1
             await asyncio.sleep(1)
 

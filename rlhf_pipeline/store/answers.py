@@ -13,7 +13,7 @@ from rlhf_pipeline.store.forms import check_answer, form_of, is_right
 from rlhf_pipeline.store.records import Answer, Feedback, StoredResponse
 from rlhf_pipeline.store.reports import gold_of, responses_by_task
 from rlhf_pipeline.store.tables import assignment, draft, judgement, round_, task
-from rlhf_pipeline.store.tasks import chunks, recount, these
+from rlhf_pipeline.store.tasks import among, chunks, recount
 
 APP_VERSION = "1"
 """Kept with every judgement: raised when what people see while judging changes."""
@@ -22,7 +22,7 @@ STATE_AFTER = {"response": "done", "tie": "done", "all_bad": "done", "ranking": 
 """The state of an assignment after each choice."""
 
 
-_BY_TOKEN = select(judgement).where(judgement.c.client_token.in_(these("tokens")))
+_BY_TOKEN = select(judgement).where(among(judgement.c.client_token, "tokens"))
 
 
 def known_tokens(connection: Connection, senders: Mapping[str, int]) -> dict[str, Row[Any]]:
@@ -57,12 +57,12 @@ _HELD = (
         .where(judgement.c.assignment_id == assignment.c.id)
         .scalar_subquery()
         .label("last_revision"),
-        exists().where(judgement.c.client_token.in_(these("tokens"))).label("token_known"),
+        exists().where(among(judgement.c.client_token, "tokens")).label("token_known"),
     )
     .join(task, task.c.id == assignment.c.task_id)
     .join(round_, round_.c.id == task.c.round_id)
     .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
-    .where(assignment.c.id.in_(these()))
+    .where(among(assignment.c.id))
 )
 
 
@@ -90,8 +90,13 @@ def held_assignments(
     return rows
 
 
-_CLOSE = update(assignment).where(assignment.c.id.in_(these())).values(state=bindparam("closed"))
-_FORGET_DRAFTS = delete(draft).where(draft.c.assignment_id.in_(these()))
+_STORED = (
+    "id", "assignment_id", "task_id", "user_id", "client_token", "revision", "received_at", "late",
+    "choice", "response_id", "ranking",
+)  # fmt: skip
+_STORE = insert(judgement).returning(*(judgement.c[name] for name in _STORED))
+_CLOSE = update(assignment).where(among(assignment.c.id)).values(state=bindparam("closed"))
+_FORGET_DRAFTS = delete(draft).where(among(draft.c.assignment_id))
 
 
 def insert_answers(
@@ -124,7 +129,8 @@ def insert_answers(
         if given.state in ("done", "skipped") and given.purpose != "adjudicate":
             check_editable(connection, given, now)
     rows = [_row(a, held[a.assignment_id], now) for a, now in received]
-    stored = connection.execute(insert(judgement).returning(judgement), rows).all()
+    named = [name for name in rows[0] if any(row[name] is not None for row in rows)]  # each column takes its time
+    stored = connection.execute(_STORE, [{name: row[name] for name in named} for row in rows]).all()
     for state in ("done", "skipped"):
         for part in chunks([a.assignment_id for a in answers if STATE_AFTER[a.choice] == state]):
             connection.execute(_CLOSE, {"ids": part, "closed": state})

@@ -14,20 +14,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, and_, bindparam, func, insert, select, update
 
 from rlhf_pipeline.errors import AnswerRefused
+from rlhf_pipeline.store.open_tasks import BY_LOT, RANDOM_SHARE, TASK_GIVEN, Front, pools, was_given
 from rlhf_pipeline.store.tables import assignment, guideline, round_, task, task_response, user
-from rlhf_pipeline.store.tasks import recount, these
-
-TASK_GIVEN = ("leased", "done", "skipped")
-"""The states of an assignment after which the task is not given to the same person again."""
+from rlhf_pipeline.store.tasks import among, keep_statistics, of_round, recount
 
 REPEAT_AFTER = 30
 """A task comes back to the same person after at least so many others."""
-
-RANDOM_SHARE = 0.1
-"""Where the order is by uncertainty, so many tasks are still drawn by lot, as a fair sample of all."""
 
 RENEW_AFTER = 0.25
 """A lease is begun anew with its person's next answer once this share of it has passed: each time is a write."""
@@ -57,9 +52,12 @@ class Drawn:
         }
 
 
-_TERMS = (
+_OF_ROUND = (
+    "id", "lease_s", "shuffle_seed", "form_digest", "order_by", "gold_rate", "repeat_rate", "training_tasks",
+)  # fmt: skip
+_TERMS: Select[Any] = (
     select(
-        round_,
+        *(round_.c[name] for name in _OF_ROUND),
         select(func.max(guideline.c.version))
         .where(guideline.c.round_id == round_.c.id)
         .scalar_subquery()
@@ -73,20 +71,20 @@ _TERMS = (
         assignment.c.purpose.label("held_for"),
         assignment.c.lease_until.label("held_until"),
     )
-    .join_from(round_, user, user.c.id.in_(these("people")))
+    .join_from(round_, user, among(user.c.id, "people"))
     .outerjoin(
         assignment,
         and_(
             assignment.c.user_id == user.c.id,
             assignment.c.state == "leased",
             assignment.c.purpose != "adjudicate",
-            assignment.c.task_id.in_(select(task.c.id).where(task.c.round_id == bindparam("round"))),
+            of_round(),
         ),
     )
     .where(round_.c.id == bindparam("round"))
 )
 """The terms of a round and of people who judge in it: a row for each task that one holds, or one row."""
-_RENEW = update(assignment).where(assignment.c.id.in_(these())).values(lease_until=bindparam("until"))
+_RENEW = update(assignment).where(among(assignment.c.id)).values(lease_until=bindparam("until"))
 
 
 def lease_each(
@@ -119,24 +117,25 @@ def lease_each(
         connection.execute(_RENEW, {"ids": begun, "until": until})
     held = {person: [int(row.held_id) for row in holds if row.person_id == person][:n] for person in people}
     drawn: list[Drawn] = []
-    for person, ids in held.items():
-        if len(ids) < n:
-            taken = Counter(one.task_id for one in drawn if one.purpose == "judge")
-            drawn += _draw(connection, terms[person], n - len(ids), taken)
+    wanted = {person: n - len(ids) for person, ids in held.items() if len(ids) < n}
+    front = Front.of(connection, terms[people[0]], wanted)
+    for person, number in wanted.items():
+        taken = Counter(one.task_id for one in drawn if one.purpose == "judge")
+        drawn += _draw(connection, terms[person], number, taken, front)
     for one, id_ in zip(drawn, _assign(connection, drawn, now, until), strict=True):
         held[one.person.person_id].append(id_)
     recount(connection, {*changed, *(one.task_id for one in drawn)})
     return held
 
 
-def _draw(connection: Connection, terms: Row[Any], n: int, taken: Counter[int]) -> list[Drawn]:
+def _draw(connection: Connection, terms: Row[Any], n: int, taken: Counter[int], front: Front) -> list[Drawn]:
     """The next n tasks of a person, fewer where there are no more, and what each is given for.
 
     Args:
         taken: how many slots of each task others have been given since it was counted.
     """
     drawn = [Drawn(terms, "training", id_) for id_ in _training(connection, terms, n)]
-    first, sampled = _pools(connection, terms, n - len(drawn), taken)
+    first, sampled = pools(connection, terms, n - len(drawn), taken, front)
     mixed = terms.gold_rate > 0 or terms.repeat_rate > 0
     had = _number_given(connection, terms) if mixed or sampled else 0
     while len(drawn) < n and (first or sampled):
@@ -157,46 +156,11 @@ def _draw(connection: Connection, terms: Row[Any], n: int, taken: Counter[int]) 
     return drawn
 
 
-def _seen(*purposes: str) -> ColumnElement[bool]:
-    """That the person has, or has had, the task (for one of these purposes)."""
-    # One list for all tasks: looked up task by task, a person's two thousandth task took SQLite a tenth of a second.
-    given = select(assignment.c.task_id).where(
-        assignment.c.user_id == bindparam("person"), assignment.c.state.in_(TASK_GIVEN)
-    )
-    return task.c.id.in_(given.where(assignment.c.purpose.in_(purposes)) if purposes else given)
-
-
-_FREE = (
-    select(task.c.id, task.c.open_slots)
-    .where(task.c.round_id == bindparam("round"), task.c.open_slots > 0, ~_seen())
-    .limit(bindparam("number"))
-)
-_BY_LOT, _BY_PRIORITY = (task.c.lot, task.c.id), (task.c.priority.desc(), task.c.id)
-_IN_ORDER = {"random": _FREE.order_by(*_BY_LOT), "sequence": _FREE.order_by(*_BY_PRIORITY)}
-_MOST_UNCERTAIN = _FREE.where(task.c.lot >= RANDOM_SHARE).order_by(*_BY_PRIORITY)
-_SAMPLED = _FREE.where(task.c.lot < RANDOM_SHARE).order_by(*_BY_LOT)
-
-
-def _pools(connection: Connection, terms: Row[Any], n: int, taken: Counter[int]) -> tuple[list[int], list[int]]:
-    """Tasks to be judged in the round's order, and those that are drawn by lot whatever the order is."""
-
-    def ids(chosen: Select[Any]) -> list[int]:
-        given = {"round": terms.id, "person": terms.person_id, "number": n + len(taken)}
-        rows = connection.execute(chosen, given)
-        return [int(row.id) for row in rows if row.open_slots > taken[row.id]][:n]
-
-    if n <= 0:
-        return [], []
-    if terms.order_by in _IN_ORDER:
-        return ids(_IN_ORDER[terms.order_by]), []
-    return ids(_MOST_UNCERTAIN), ids(_SAMPLED)
-
-
 def _known_tasks(terms: Row[Any]) -> Select[Any]:
     return (
         select(task.c.id)
-        .where(task.c.round_id == terms.id, task.c.gold.is_not(None), task.c.state == "open", ~_seen())
-        .order_by(*_BY_LOT)
+        .where(task.c.round_id == terms.id, task.c.gold.is_not(None), task.c.state == "open", ~was_given())
+        .order_by(*BY_LOT)
         .params(person=terms.person_id)
     )
 
@@ -225,7 +189,7 @@ def _known(connection: Connection, terms: Row[Any], taken: Sequence[int]) -> int
 def _judged_before(connection: Connection, terms: Row[Any], taken: Sequence[int]) -> int | None:
     """The task that this person judged longest ago, if enough others came since and it has not come back yet."""
     query = (
-        select(task.c.id, assignment.c.purpose, assignment.c.state, task.c.state, _seen("repeat"))
+        select(task.c.id, assignment.c.purpose, assignment.c.state, task.c.state, was_given("repeat"))
         .join(assignment, assignment.c.task_id == task.c.id)
         .where(task.c.round_id == terms.id, assignment.c.user_id == terms.person_id)
         .where(assignment.c.state.in_(("done", "skipped")), assignment.c.purpose != "adjudicate")
@@ -259,7 +223,7 @@ _GIVEN = (
         assignment.c.shown_order,
     )
     .outerjoin(assignment, assignment.c.task_id == task.c.id)
-    .where(task.c.id.in_(these()))
+    .where(among(task.c.id))
 )
 _GIVE = insert(assignment).returning(assignment.c.id, sort_by_parameter_order=True)
 
@@ -292,7 +256,9 @@ def _assign(connection: Connection, drawn: Sequence[Drawn], now: int, until: int
             }
             for one in fresh
         ]
-        ids.update(zip(fresh, map(int, connection.execute(_GIVE, given).scalars()), strict=True))
+        new = [int(id_) for id_ in connection.execute(_GIVE, given).scalars()]
+        keep_statistics(connection, new)
+        ids.update(zip(fresh, new, strict=True))
     return [ids[one] for one in drawn]
 
 
@@ -308,8 +274,7 @@ def _swapped_order(connection: Connection, one: Drawn) -> str:
 
 _ORDERS_SHOWN = (
     select(assignment.c.user_id, assignment.c.shown_order, func.count())
-    .join(task, task.c.id == assignment.c.task_id)
-    .where(assignment.c.user_id.in_(these("people")), task.c.round_id == bindparam("round"))
+    .where(among(assignment.c.user_id, "people"), of_round())
     .group_by(assignment.c.user_id, assignment.c.shown_order)
 )
 

@@ -87,7 +87,10 @@ class Database:
     def _engine(self) -> Engine:
         if self.url.get_backend_name() != "sqlite":
             # No ping before each use: after a restart of the server one call fails, which its caller makes again.
-            return create_engine(self.url, pool_size=10, max_overflow=20, connect_args={"connect_timeout": 10})
+            # Last in, first out: the few connections that are at work have the statements prepared.
+            return create_engine(
+                self.url, pool_size=10, max_overflow=20, pool_use_lifo=True, connect_args={"connect_timeout": 10}
+            )
         engine = create_engine(self.url, connect_args={"timeout": BUSY_SECONDS}, pool_size=10, max_overflow=50)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

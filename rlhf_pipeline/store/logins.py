@@ -14,7 +14,7 @@ from rlhf_pipeline.errors import StoreError
 from rlhf_pipeline.store.audit import log_event
 from rlhf_pipeline.store.engine import Database, now_ms
 from rlhf_pipeline.store.tables import api_token, login_session, user
-from rlhf_pipeline.store.tasks import chunks, these
+from rlhf_pipeline.store.tasks import chunks
 
 SESSION_SECONDS = 30 * 24 * 3600
 SEEN_SECONDS = 300
@@ -86,7 +86,8 @@ def end_sessions(connection: Connection, user_id: int, now: int, *, keep: str | 
 _OF_SESSIONS = (
     select(user, login_session.c.id_sha256, login_session.c.last_seen_at.label("seen"))
     .join(login_session, login_session.c.user_id == user.c.id)
-    .where(login_session.c.id_sha256.in_(these("hashes")), login_session.c.expires_at >= bindparam("now"))
+    .where(login_session.c.id_sha256.in_(bindparam("hashes", expanding=True)))
+    .where(login_session.c.expires_at >= bindparam("now"))
     .where(login_session.c.revoked_at.is_(None), user.c.state == "active")
 )
 

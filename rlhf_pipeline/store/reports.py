@@ -13,12 +13,12 @@ from rlhf_pipeline.records import Prompt, messages_from_json
 from rlhf_pipeline.store.forms import form_of
 from rlhf_pipeline.store.records import Assignment, Gold, JudgementRow, Progress, Round, StoredResponse, TaskRow
 from rlhf_pipeline.store.tables import assignment, draft, judgement, prompt, response, round_, task, task_response, user
-from rlhf_pipeline.store.tasks import chunks, these
+from rlhf_pipeline.store.tasks import among, chunks, of_round
 
 _RESPONSES = (
     select(task_response.c.task_id, response.c.id, response.c.messages, response.c.finish, response.c.sampler_digest)
     .join(response, response.c.id == task_response.c.response_id)
-    .where(task_response.c.task_id.in_(these()))
+    .where(among(task_response.c.task_id))
     .order_by(task_response.c.task_id, task_response.c.position)
 )
 
@@ -72,7 +72,7 @@ _ASSIGNMENTS = (
     .join(task, task.c.id == assignment.c.task_id)
     .join(prompt, prompt.c.id == task.c.prompt_id)
     .outerjoin(draft, draft.c.assignment_id == assignment.c.id)
-    .where(assignment.c.id.in_(these()))
+    .where(among(assignment.c.id))
 )
 
 
@@ -274,9 +274,8 @@ def progress_of(connection: Connection, round_id: int, now: int) -> Progress:
 _COUNTS = (
     select(func.count(), func.count(case((assignment.c.purpose == "judge", 1))))
     .select_from(assignment)
-    .join(task, task.c.id == assignment.c.task_id)
     .where(assignment.c.user_id == bindparam("person"), assignment.c.state.in_(("done", "skipped")))
-    .where(task.c.round_id == bindparam("round"), assignment.c.purpose != "adjudicate")
+    .where(assignment.c.purpose != "adjudicate", of_round())
 )
 
 

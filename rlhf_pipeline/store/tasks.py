@@ -7,16 +7,20 @@ other purposes than to be judged.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    BindParameter,
+    ARRAY,
     ColumnElement,
     Connection,
+    Dialect,
     Row,
+    String,
     Table,
+    TypeDecorator,
     Update,
     and_,
     bindparam,
@@ -29,6 +33,10 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 from rlhf_pipeline.records import Message
 from rlhf_pipeline.store.records import NewTask, text_digest
@@ -37,12 +45,56 @@ from rlhf_pipeline.store.tables import assignment, event, prompt, response, roun
 T = TypeVar("T")
 
 
-def these(name: str = "ids") -> BindParameter[Any]:
-    """The parameter of a list, to be written as ``column.in_(these())``, in a statement that is made once.
+class _Listed(TypeDecorator[Any]):
+    """A list as one parameter: PostgreSQL takes arrays, SQLite reads JSON."""
 
-    Statements of every judgement are made once, not each time: making one costs SQLAlchemy as much as running it.
+    impl = String
+    cache_ok = True
+
+    def __init__(self, item: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item = item
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(ARRAY(self.item) if dialect.name == "postgresql" else String())
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return list(value) if dialect.name == "postgresql" else json.dumps(list(value))
+
+
+class among(FunctionElement[bool]):
+    """``among(column, "ids")``: that a column is one of a list, in a statement that is made once for every length.
+
+    Statements of every judgement are made once, not each time: making one costs SQLAlchemy as much as running it, and
+    ``column.in_(…)`` makes one for each length, which PostgreSQL has to plan again.
     """
-    return bindparam(name, expanding=True)
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any], name: str = "ids") -> None:
+        super().__init__(column, bindparam(name, type_=_Listed(column.type)))
+
+
+@compiles(among, "postgresql")
+def _any(element: among, compiler: SQLCompiler, **how: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **how)} = ANY ({compiler.process(values, **how)})"
+
+
+@compiles(among, "sqlite")
+def _in_json(element: among, compiler: SQLCompiler, **how: Any) -> str:
+    column, values = element.clauses
+    listed = compiler.process(values, **how)
+    return f"{compiler.process(column, **how)} IN (SELECT value FROM json_each({listed}))"  # noqa: S608 - parameters
+
+
+def of_round() -> ColumnElement[bool]:
+    """That an assignment is of the ``round``.
+
+    Looked up assignment by assignment: a join has PostgreSQL read all tasks of the round for the four that are held.
+    """
+    found = select(task.c.round_id).where(task.c.id == assignment.c.task_id)
+    return found.scalar_subquery() == bindparam("round")
 
 
 def chunks(items: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
@@ -63,7 +115,7 @@ def counts_of() -> tuple[ColumnElement[int], ColumnElement[int]]:
 
 def _recounting() -> Update:
     done, slots = counts_of()
-    return update(task).where(task.c.id.in_(these())).values(done=done, open_slots=slots)
+    return update(task).where(among(task.c.id)).values(done=done, open_slots=slots)
 
 
 _RECOUNT = _recounting()
@@ -73,6 +125,18 @@ def recount(connection: Connection, task_ids: Collection[int]) -> None:
     """Compute ``done`` and ``open_slots`` of these tasks from their assignments."""
     for ids in chunks(sorted(set(task_ids))):
         connection.execute(_RECOUNT, {"ids": ids})
+
+
+def keep_statistics(connection: Connection, new: Sequence[int]) -> None:
+    """Have PostgreSQL count its rows whenever the number of assignments has doubled.
+
+    By itself it looks after a minute, and until then reads whole tables for every judgement: it planned for empty ones.
+
+    Args:
+        new: ids of assignments that were just made.
+    """
+    if connection.dialect.name == "postgresql" and (min(new) - 1).bit_length() < max(new).bit_length():
+        connection.execute(text('ANALYZE assignment, judgement, draft, login_session, "user"'))
 
 
 def lot_of(seed: int, digest: str) -> float:

@@ -18,7 +18,8 @@ from sqlalchemy import event, select
 from rlhf_pipeline.errors import AnswerRefused, StoreError
 from rlhf_pipeline.records import Message, Prompt
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store.draw import RANDOM_SHARE, REPEAT_AFTER
+from rlhf_pipeline.store.draw import REPEAT_AFTER
+from rlhf_pipeline.store.open_tasks import RANDOM_SHARE
 from rlhf_pipeline.store.records import Answer, Assignment, Feedback, Gold, NewResponse, NewTask, Submitted
 from rlhf_pipeline.store.tables import assignment
 

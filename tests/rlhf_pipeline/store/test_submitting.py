@@ -14,7 +14,8 @@ from sqlalchemy import select
 
 from rlhf_pipeline.errors import AnswerRefused
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store.records import Answer, Assignment, Submitted
+from rlhf_pipeline.store.engine import now_ms
+from rlhf_pipeline.store.records import Answer, Assignment, Order, Submitted
 from rlhf_pipeline.store.submitting import AT_ONCE, Kept, Submission, Submissions
 from rlhf_pipeline.store.tables import task
 from tests.rlhf_pipeline.store.test_store import answer, pair
@@ -135,6 +136,35 @@ def test_a_late_answer_takes_its_slot_before_the_next_person_draws(store: Judgem
     )
     assert late.submitted[0].late
     assert asked.holds == ()
+
+
+@pytest.mark.parametrize("order", ["sequence", "random", "uncertainty"])
+@pytest.mark.parametrize("tasks", [40, 9])
+def test_who_asks_together_is_given_what_they_would_be_given_one_by_one(
+    store: JudgementStore, order: Order, tasks: int
+) -> None:
+    """With tasks that some have judged before, and with few: what is read once for all does not suffice for each."""
+    now = now_ms()
+    given = []
+    for name, many in (("alone", False), ("together", True)):
+        round_id = store.open_round(name, overlap=3, seed=7, source_digest="d", lease_seconds=60, order=order)
+        store.add_tasks(round_id, [pair(n) for n in range(tasks)])
+        people = [store.user(name) for name in NAMES]
+        for person, n in zip(people, (0, 3, 1, 4, 2), strict=True):
+            for _ in range(n):
+                store.submit(person, fresh(store.lease(round_id, person, 1, now=now)[0]), now=now)
+        asked = [Submission(person, (), 4, now, round_id) for person in people]
+        kept = store._keep(asked) if many else [store._keep([one])[0] for one in asked]
+        digests = {row.id: row.digest for row in store.tasks(round_id)}
+        given.append([[(digests[a.task_id], [r.text for r in a.responses]) for a in one.holds] for one in kept])
+    assert given[0] == given[1]
+    assert (sum(map(len, given[0])) == 20) == (tasks == 40), "few are enough for some only"
+    assert store.check() == []
+
+
+def fresh(given: Assignment) -> Answer:
+    """An answer with a token of its own, in whichever round."""
+    return replace(answer(given), client_token=f"token-of-{given.id}")
 
 
 class Queue:
