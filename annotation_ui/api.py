@@ -13,7 +13,9 @@ from weakref import WeakKeyDictionary
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from annotation_ui import languages
 from annotation_ui import protocol as p
@@ -81,6 +83,12 @@ def add_api(app: FastAPI, judging: Judging, guard: Callable[[], Guard], door: Do
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return answer({"error": f"{where}: {first['msg']}"}, 400)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        if request.url.path.startswith("/api/"):
+            return answer({"error": str(error.detail)}, error.status_code)
+        return await http_exception_handler(request, error)
 
     _add_person(app, judging, guard, door)
     _add_judging(app, judging)

@@ -6,6 +6,7 @@ what has not been sent. Without them the same buttons are Gradio events that cal
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -164,6 +165,12 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         listening.close()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(
+                f"{host} is no address of this computer: {error.strerror}",
+                where="--host",
+                advice="127.0.0.1 is this computer alone, 0.0.0.0 every network that it is in",
+            ) from error
         raise UsageError(
             f"port {port} cannot be used: {error.strerror}",
             where="--port",

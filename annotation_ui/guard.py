@@ -43,9 +43,9 @@ SCOPES = {"judge": {SIGNED_IN, JUDGES}, "read": {SIGNED_IN, READS}, "admin": {SI
 """What a token may do, of what its person may do."""
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
-    ("GET", r"/login|/favicon\.ico|/app/(page\.css|(doorway|outbox)\.js)|/invite/[\w-]{8,200}", OPEN),
+    ("GET", r"/login|/favicon\.ico|/manifest\.json|/app/(page\.css|(doorway|outbox)\.js)|/invite/[\w-]{8,200}", OPEN),
     ("POST", r"/login|/invite/[\w-]{8,200}", OPEN),
-    ("GET", r"/password|/manifest\.json|/api/v1/(me|openapi\.json)", SIGNED_IN),
+    ("GET", r"/password|/api/v1/(me|openapi\.json)", SIGNED_IN),
     ("GET", r"/app/\w+\.(js|css)|/app/locales/\w+\.json|/theme\.css|/(assets|static)/[\w./@+-]+", SIGNED_IN),
     ("POST", r"/logout|/password|/api/v1/locale", SIGNED_IN),
     ("GET", r"/|/config|/api/v1/(progress|history|guidelines)", JUDGES),

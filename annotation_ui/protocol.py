@@ -6,9 +6,10 @@ check shapes and sizes; whether an answer fits its task is for the store to say.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 LONGEST_COMMENT = 5_000
 LONGEST_CORRECTION = 20_000
@@ -80,6 +81,12 @@ class DraftIn(_Asked):
 
     assignment: Whole
     draft: dict[str, Any] | None = None
+
+    @field_validator("draft")
+    @classmethod
+    def _finite(cls, draft: dict[str, Any] | None) -> dict[str, Any] | None:
+        json.dumps(draft, allow_nan=False)  # NaN is no JSON: what came back with the task could not be read
+        return draft
 
 
 class LocaleIn(_Asked):

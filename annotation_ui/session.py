@@ -42,6 +42,9 @@ KEPT_ASSIGNMENTS = 5_000
 PROGRESS_SECONDS = 5.0
 """How old the shown progress of others may be: counting a large round for every judgement would cost more than it."""
 
+LONGEST_MS = 24 * 3600 * 1000
+"""More time than this for one answer is not believed: one wrong clock would spoil every forecast."""
+
 LARGEST_DRAFT = 60_000
 """Characters of JSON."""
 
@@ -152,6 +155,8 @@ class Judging:
             wanted = assignment.purpose == "judge"
             if first:
                 self._mine[user_id] = at, mine + 1, judged + wanted
+            else:
+                self._state = None  # it may have been taken back before: then the round is one further
             if first and wanted and self._state is not None:
                 at, known, version = self._state
                 self._state = at, replace(known, remaining=max(0, known.remaining - 1)), version
@@ -257,7 +262,9 @@ def _answer(assignment: Assignment, given: JudgementIn) -> Answer:
 
     if (given.choice == "response") != (given.place is not None):
         raise AnswerRefused("a choice of a response names its place, another choice names none")
-    times = {name: getattr(given, name) for name in ("shown_at", "decided_at", "active_ms", "wall_ms")}
+    times = {name: getattr(given, name) for name in ("shown_at", "decided_at")}
+    spent = {name: getattr(given, name) for name in ("active_ms", "wall_ms")}
+    times |= {name: None if value is None else min(value, LONGEST_MS) for name, value in spent.items()}
     correction = given.correction
     return Answer(
         client_token=given.client_token,

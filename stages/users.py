@@ -193,11 +193,15 @@ def revoke(
 def token(
     folder: RunFolder,
     name: Name,
-    scope: Annotated[str, typer.Option(help="read (results), judge (own tasks) or admin.")] = "read",
+    scope: Annotated[
+        str | None, typer.Option(help="read (results), judge (own tasks) or admin; an annotator's is judge, else read.")
+    ] = None,
 ) -> None:
     """Print an API token with which a program acts for a person."""
     with _store(folder) as store:
-        made = store.people.make_api_token(_person(store.people, name).id, scope)
+        owner = _person(store.people, name)
+        scope = scope or ("judge" if owner.role == "annotator" else "read")
+        made = store.people.make_api_token(owner.id, scope)
     print(made)
     print(f"for {name}, scope {scope}; it is shown only now", file=sys.stderr)
 

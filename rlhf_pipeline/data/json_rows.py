@@ -80,7 +80,7 @@ def _json_line(decoder: _Json, line: bytes) -> dict[str, Any] | RowProblem:
     except UnicodeDecodeError as error:
         return RowProblem("not UTF-8", f"byte {line[error.start]:#04x} at {error.start + 1}")
     except json.JSONDecodeError as error:
-        return RowProblem("broken JSON", f"{error.msg} at column {error.pos + 1}")
+        return RowProblem("broken JSON", f"{error.msg.removesuffix(' at')} at column {error.pos + 1}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         return RowProblem("broken JSON", str(error).split(";")[0])
     if end < len(text):

@@ -54,6 +54,8 @@ def read_file(path: Path, format: str | None = None) -> ReadFile:
     Raises:
         DataError: the file, or rows of it, cannot be used (all of them are named), or it holds no judgement.
     """
+    if path.is_dir():
+        raise DataError("this is a folder", where=str(path), advice="give the path of a file of judgements")
     if not path.is_file():
         raise DataError("there is no such file", where=str(path), advice="give the path of a file of judgements")
     rows = list(read_rows(SourceConfig(path=str(path))))

@@ -214,9 +214,10 @@ class Logins:
         with self._database.write() as connection:
             owner = person(connection, user_id)
             if owner.role not in SCOPES[scope]:
+                good = [name for name, roles in SCOPES.items() if owner.role in roles]
                 raise StoreError(
                     f"{owner.display_name} is {owner.role} and may not have a token for {scope!r}",
-                    advice=f"That takes the role {' or '.join(SCOPES[scope])}.",
+                    advice=f"That takes the role {' or '.join(SCOPES[scope])}; theirs may have {' or '.join(good)}.",
                 )
             values = {"user_id": user_id, "sha256": sha256(token), "scope": scope, "created_at": now}
             added = connection.execute(insert(api_token).values(values).returning(api_token.c.id)).scalar_one()

@@ -53,6 +53,13 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     assert "--port" in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["203.0.113.9", "300.1.1.1"])
+def test_a_host_that_is_not_this_computer(tmp_path: Path, host: str) -> None:
+    with pytest.raises(UsageError, match=f"{host} is no address of this computer") as caught:
+        serve(str(tmp_path / "s.db"), 1, host=host, port=0)
+    assert "--host" in str(caught.value)
+
+
 def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="its folder exists"):
         serve(str(tmp_path / "no" / "s.db"), 1, port=0)

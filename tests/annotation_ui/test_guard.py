@@ -187,6 +187,12 @@ def test_the_api_takes_json_only(ann: TestClient, kind: str) -> None:
     assert answer.status_code == 415
 
 
+@pytest.mark.parametrize("body", [b"\xff\xfe{", b"[" * 5_000, b'{"n": ' + b"9" * 5_000 + b"}"])
+def test_a_body_that_cannot_be_read_is_refused_like_others(ann: TestClient, body: bytes) -> None:
+    answer = ann.post("/api/v1/tasks/next", content=body, headers={**SAME, "content-type": "application/json"})
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
 def test_who_asks_too_often_has_to_wait(
     ann: TestClient, app_and_store: tuple[Guard, JudgementStore, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ TABLE = [
     ("POST", "/invite/abcdefghijkl", OPEN),
     ("GET", "/password", SIGNED_IN),
     ("POST", "/password", SIGNED_IN),
-    ("GET", "/manifest.json", SIGNED_IN),
+    ("GET", "/manifest.json", OPEN),
     ("GET", "/app/judge.js", SIGNED_IN),
     ("GET", "/app/locales/fa.json", SIGNED_IN),
     ("GET", "/theme.css", SIGNED_IN),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -74,6 +75,9 @@ def test_a_place_is_kept_as_the_response_that_stood_there(
     assert row.response_id is not None
     assert texts[row.response_id] == task["responses"][place]["text"]
     assert (row.active_ms, row.wall_ms) == (1500, 2000)
+    other = judging.next(ann)["tasks"][0]
+    judging.submit(ann, answer(other, "token-of-a-wrong-clock", wall_ms=2**52, active_ms=2**52))
+    assert store.judgements(round_id)[-1].active_ms == store.judgements(round_id)[-1].wall_ms == 24 * 3600 * 1000
     assert (done["known"], done["late"], len(done["tasks"])) == (False, False, HOLD)
     assert task["assignment"] not in {t["assignment"] for t in done["tasks"]}
 
@@ -91,6 +95,9 @@ def test_ones_own_judgement_counts_at_once(judging: Judging, store: JudgementSto
     assert (after["mine"], after["done"]) == (0, 1)
     after = judging.submit(ann, answer(task, "token-0003", choice="tie"))["progress"]  # a revision
     assert (after["mine"], after["done"]) == (1, 1)
+    again = judging.next(bob)["tasks"][0]
+    after = judging.submit(bob, answer(again, "token-0004"))["progress"]  # what was taken back is done now
+    assert (after["mine"], after["done"]) == (1, 2)
 
 
 def test_undo_gives_the_task_back(judging: Judging, store: JudgementStore, round_id: int) -> None:
@@ -181,6 +188,9 @@ def test_drafts_come_back_with_the_task_and_go_with_the_answer(judging: Judging,
     assert judging.next(ann)["tasks"][0]["draft"] == {"at": 1, "content": {"comment": "\u200b"}}
     with pytest.raises(AnswerRefused, match="not yours"):
         judging.save_draft(bob, DraftIn(assignment=task["assignment"], draft={}))
+    for unreadable in (math.nan, [math.inf]):
+        with pytest.raises(AnswerRefused, match="draft: "):
+            parse(DraftIn, {"assignment": task["assignment"], "draft": {"a": unreadable}})
     with pytest.raises(AnswerRefused, match="too large"):
         judging.save_draft(ann, DraftIn(assignment=task["assignment"], draft={"x": "y" * LARGEST_DRAFT}))
     judging.submit(ann, answer(task))

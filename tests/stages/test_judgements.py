@@ -142,6 +142,7 @@ def test_what_is_refused_and_how(run: Path, tmp_path: Path) -> None:
         (["export", run, "-f", "trl", "-o", run / "o.jsonl", "--round", 9], 2, "there is no round 9"),
         (["export", run, "-f", "trl", "-o", run / "o.jsonl", "--min-margin", 9], 1, "3 pairs: a pair whose margin"),
         (["import", run, run / "missing.jsonl"], 1, "there is no such file"),
+        (["import", run, run], 1, "this is a folder"),
         (["import", run, run / "config.yaml"], 1, "no known kind of data file"),
     ]
     for arguments, code, said in cases:

@@ -145,7 +145,7 @@ def test_sessions_and_tokens_are_shown_and_revoked(run: Path) -> None:
     assert store.people.of_session(second) is not None
     assert "ended: 0 sessions, 1 API tokens" in users(run, "revoke", "Ann", "--token", "1").out
     assert store.people.of_api_token(made.out.strip()) is None
-    users(run, "token", "Ann", "--scope", "judge")
+    assert "scope judge" in users(run, "token", "Ann").err
     assert "ended: 1 sessions, 1 API tokens" in users(run, "revoke", "Ann").out
     assert "signed in nowhere" in users(run, "sessions", "Ann").out
     store.close()
@@ -159,12 +159,14 @@ def test_sessions_and_tokens_are_shown_and_revoked(run: Path) -> None:
         (("invite", "--role", "boss"), 1, "no role 'boss'"),
         (("block", "Root"), 1, "Root is the last admin"),
         (("token", "Root", "--scope", "all"), 1, "Scopes: judge, read, admin"),
+        (("token", "Ann", "--scope", "read"), 1, "the role admin or reader; theirs may have judge"),
         (("revoke", "Root", "--session", "abc"), 2, "rlhf users sessions"),
         (("revoke", "Root", "--token", "9"), 2, "no such session or token"),
     ],
 )
 def test_mistakes_say_what_to_do(run: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
     add(run, "Root", "admin")
+    add(run, "Ann")
     shown = users(run, *arguments)
     assert (shown.code, said in shown.err) == (code, True), shown.err
 

@@ -135,6 +135,7 @@ def test_rows_after_the_limit_are_not_looked_at(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         (b'{"prompt": "a"', "broken JSON: Expecting ',' delimiter at column 15"),
+        (b'{"prompt": "a', "broken JSON: Unterminated string starting at column 12"),
         (b'{"prompt": "a"} {"prompt": "b"}', "broken JSON: something follows the object at column 16"),
         (b'{"prompt": "a\tb"}', "broken JSON: Invalid control character"),
         (b'{"prompt": "a", "prompt": "b"}', "a key stands twice: 'prompt'"),
