@@ -172,10 +172,11 @@ class _Tasks:
             )
         self.sheet = _html("task")
         with gr.Column(visible=False, elem_id="decisions") as self.decisions:
-            self.reason = gr.Textbox(
-                label="Reason (kept with the decision)", lines=2, max_length=2000, elem_id="reason"
-            )
-            self.known = gr.Checkbox(label="Also ask it as a question whose answer is known", elem_id="as-known")
+            with gr.Column(visible=False, elem_id="about-decision") as self.about:
+                self.reason = gr.Textbox(
+                    label="Reason (kept with the decision)", lines=2, max_length=2000, elem_id="reason"
+                )
+                self.known = gr.Checkbox(label="Also ask it as a question whose answer is known", elem_id="as-known")
             with gr.Row():
                 self.buttons = [
                     gr.Button(f"Response {n} is best", elem_id=f"decide-{n}", visible=False)
@@ -184,7 +185,7 @@ class _Tasks:
                 self.tie = gr.Button("Tie", elem_id="decide-tie", visible=False)
                 self.bad = gr.Button("None is good", elem_id="decide-bad", visible=False)
             self.forget = gr.Button("Judge it like the others again", elem_id="forget-known", visible=False)
-        self.shown = [self.sheet, *self.buttons, self.tie, self.bad, self.forget]
+        self.shown = [self.sheet, self.about, *self.buttons, self.tie, self.bad, self.forget]
 
     def listed(self, desk: Desk, user_id: int, round_id: int, kind: str, task_id: int | None = None) -> tuple[Any, ...]:
         """The list of a kind, and the chosen task of it, or else its first."""
@@ -195,17 +196,23 @@ class _Tasks:
         ids = [task.id for task in found]
         chosen = task_id if task_id in ids else ids[0] if ids else None
         choices = [(record_views.task_label(task, splits.get(task.id), right.get(task.id)), task.id) for task in found]
-        return gr.update(choices=choices, value=chosen), *self.view(desk, user_id, round_id, chosen)
+        none = (
+            "Nothing to decide: no undecided task on which people disagree."
+            if kind == "disagree"
+            else "There is no such task."
+        )
+        return gr.update(choices=choices, value=chosen), *self.view(desk, user_id, round_id, chosen, none)
 
-    def view(self, desk: Desk, user_id: int, round_id: int, task_id: int | None) -> tuple[Any, ...]:
-        """A task and the buttons that fit it."""
+    def view(self, desk: Desk, user_id: int, round_id: int, task_id: int | None, none: str) -> tuple[Any, ...]:
+        """A task and what decides it, or a sentence where there is ``none``."""
         if task_id is None:
-            empty = Markup('<div class="sheet"><p class="empty">There is no such task.</p></div>')
+            empty = Markup('<div class="sheet"><p class="empty">{}</p></div>').format(none)
             return block(empty), *(gr.update(visible=False) for _ in self.shown[1:])
         task, rows = desk.task(user_id, round_id, _chosen(task_id))
         count = len(task.responses)
         return (
             record_views.task_sheet(task, rows),
+            gr.update(visible=True),
             *(gr.update(visible=n < count) for n in range(MOST_RESPONSES)),
             gr.update(visible=True),
             gr.update(visible=True),
@@ -219,7 +226,7 @@ class _Tasks:
             return "", *self.listed(desk, user_id, _chosen(round_id), kind)
 
         def choose_task(user_id: int, round_id: int, task_id: int) -> tuple[Any, ...]:
-            return "", *self.view(desk, user_id, _chosen(round_id), task_id)
+            return "", *self.view(desk, user_id, _chosen(round_id), task_id, "Choose a task.")
 
         def decide(choice: Choice, place: int | None) -> Callable[..., tuple[Any, ...]]:
             def act(user_id: int, round_id: int, kind: str, task_id: int, reason: str, known: bool) -> tuple[Any, ...]:

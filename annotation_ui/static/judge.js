@@ -15,7 +15,7 @@ const judged = new Set(); // assignments answered here or in another tab
 const refused = []; // what the server would not take, shown until the page is loaded again
 const page = {}; // the elements
 let user = null, outbox = null, view = null, drawer = null, help = null, result = null;
-let progress = { mine: 0, done: 0, wanted: 0, guidelines: null };
+let progress = null; // the server's {mine, done, wanted, guidelines}; null until it has told
 let sheet = null, revising = null; // revising: a past judgement that is being changed
 let shownAt = 0, active = 0, touched = Date.now(), saving = 0;
 let said = "", complaint = ""; // the last answer in words; what is missing of this one
@@ -47,7 +47,7 @@ function saveDraft() {
 
 function take(data) {
   if (data.progress) progress = data.progress;
-  drawer.hearVersion(progress.guidelines);
+  drawer.hearVersion(progress?.guidelines ?? null);
   for (const task of data.tasks || []) {
     if (!judged.has(task.assignment) && !queue.some((one) => one.assignment === task.assignment)) queue.push(task);
   }
@@ -85,16 +85,17 @@ async function more() {
   try {
     const answer = await post("/api/v1/tasks/next", {});
     if (outbox.hear(answer) && answer.ok) take(await answer.json());
-  } catch {
-    outbox.problem = "offline";
+  } catch (error) {
+    outbox.lose(error);
   }
   tell();
 }
 
 async function refresh() {
   const answer = await fetch("/api/v1/progress").catch(() => null);
-  if (!answer?.ok || outbox.items().length) return;
-  take({ progress: await answer.json() });
+  const told = answer?.ok && (await answer.json().catch(() => null));
+  if (!told || outbox.items().length) return;
+  take({ progress: told });
   tell();
 }
 
@@ -211,16 +212,17 @@ function show() {
 function counts() {
   const waiting = outbox.items();
   const fresh = waiting.reduce((sum, { kind, body }) => sum + (kind === "undo" ? (body.of ? -1 : 0) : 1), 0);
-  const done = Math.max(0, Math.min(progress.wanted, progress.done + fresh));
-  return { done, mine: Math.max(0, progress.mine + fresh), waiting: waiting.length };
+  const { done, wanted, mine } = progress ?? { done: 0, wanted: 0, mine: 0 };
+  const within = Math.max(0, Math.min(wanted, done + fresh));
+  return { done: within, wanted, mine: Math.max(0, mine + fresh), waiting: waiting.length };
 }
 
 function tell() {
-  const { done, mine, waiting } = counts();
+  const { done, wanted, mine, waiting } = counts();
   const { problem } = outbox;
   const why = problem && t(`problem.${problem.replace(" ", "_")}`);
-  page.count.textContent = t("progress.counts", { done, wanted: progress.wanted, mine });
-  page.bar.max = progress.wanted || 1;
+  page.count.textContent = progress ? t("progress.counts", { done, wanted, mine }) : "";
+  page.bar.max = wanted || 1;
   page.bar.value = done;
   let text = "";
   if (complaint) text = complaint;
@@ -231,7 +233,8 @@ function tell() {
   page.status.className = problem || refused.length || complaint ? "trouble" : "";
   page.again.hidden = problem !== "signed out";
   document.body.dataset.waiting = waiting;
-  page.done.textContent = problem ? t("done.waiting", { why }) : t("done.all");
+  if (progress) page.done.textContent = problem ? t("done.waiting", { why }) : t("done.all");
+  else page.done.textContent = problem ? t("done.unloaded") : "";
 }
 
 function build() {
@@ -252,6 +255,8 @@ function build() {
   byId("choices").append(element("p", { id: "below" }, page.status, page.again));
   document.documentElement.classList.add("scripted");
   label();
+  view.show(null);
+  show();
 }
 
 // Everything that has words and is not of the task.
@@ -271,7 +276,8 @@ function label() {
   );
 }
 
-async function changeLanguage(wanted) {
+// stays: the menu is left open
+async function changeLanguage(wanted, stays) {
   try {
     await speak(wanted);
   } catch {
@@ -281,12 +287,13 @@ async function changeLanguage(wanted) {
   const open = drawer.open;
   said = "";
   label();
-  if (sheet) view.show(sheet);
+  view.show(sheet);
   show();
   tell();
   if (open) drawer.fill();
-  byId("menu").open = true;
-  byId("language").focus();
+  byId("menu").open = stays;
+  if (stays) byId("language").focus();
+  else if (sheet) view.prompt.focus({ preventScroll: true });
 }
 
 function exact() {

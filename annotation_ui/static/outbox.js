@@ -65,6 +65,11 @@ export class Outbox {
     return !this.problem;
   }
 
+  // No answer came, or one that is none of ours: a proxy's page, half a reply.
+  lose(error) {
+    this.problem = error instanceof SyntaxError ? "server" : "offline";
+  }
+
   async flush() {
     if (this.sending) return;
     this.sending = true;
@@ -77,8 +82,8 @@ export class Outbox {
         remember(this.name, this.items().filter((one) => one.body.client_token !== body.client_token));
         this.onAnswer(items[0], data, !answer.ok);
       }
-    } catch {
-      this.problem = "offline";
+    } catch (error) {
+      this.lose(error);
     } finally {
       this.sending = false;
       this.onChange();

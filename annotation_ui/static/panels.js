@@ -183,7 +183,8 @@ export function colours(chosen = recall(CHOSEN) ?? "") {
   document.body.classList.toggle("dark", dark); // Gradio's own
 }
 
-// onLanguage(): everything has to be said again
+// onLanguage(language, stays): everything has to be said again; stays: the arrow keys went on in a list that is not
+// open, and may have further to go.
 export function menu(user, onLanguage) {
   const select = (id, label, options, value, change) => {
     const choices = Object.entries(options).map(([key, name]) => element("option", { value: key, selected: key === value }, name));
@@ -191,7 +192,10 @@ export function menu(user, onLanguage) {
     made.addEventListener("change", () => change(made.value));
     return element("label", {}, element("span", {}, label), made);
   };
-  const language = select("language", t("menu.language"), user.languages, speaking(), (wanted) => onLanguage(wanted));
+  let stepping = false;
+  const language = select("language", t("menu.language"), user.languages, speaking(), (wanted) => onLanguage(wanted, stepping));
+  language.addEventListener("keydown", ({ key, altKey }) => (stepping = key.startsWith("Arrow") && !altKey));
+  language.addEventListener("pointerdown", () => (stepping = false));
   const shades = { "": t("menu.colours_system"), light: t("menu.colours_light"), dark: t("menu.colours_dark") };
   const colour = select("colours", t("menu.colours"), shades, document.documentElement.dataset.colours, colours);
   const links = [];

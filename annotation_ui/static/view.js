@@ -27,7 +27,7 @@ export class View {
     this.sheet = sheet;
     this.pending = false;
     this.root.classList.toggle("empty", !sheet);
-    if (!sheet) return;
+    if (!sheet) return this.label();
     const { task, form } = sheet;
     this.responses.className = form.kind === "pair" ? "pair" : "many";
     this.prompt.replaceChildren(...task.prompt.map((message) => this.#turn(message)));

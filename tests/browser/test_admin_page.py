@@ -16,6 +16,7 @@ from rlhf_pipeline.store.records import Answer, Form, Gold, NewResponse, NewTask
 from tests.annotation_ui.hostile import HOSTILE
 from tests.annotation_ui.planted_store import PEOPLE
 from tests.browser.conftest import Site
+from tests.browser.rounds import make_round
 from tests.browser.test_pages import faults
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -102,6 +103,21 @@ def test_an_admin_reads_decides_and_moves_on(site: Site) -> None:
     page.wait_for_selector("#desk-said :text('judged like the others again')")
     [now] = [t for t in site.store.tasks(site.round_id) if t.id == known.id]
     assert now.gold is None
+
+
+def test_where_nobody_disagrees_there_is_nothing_to_decide(serve: Callable[..., Site], tmp_path: Path) -> None:
+    store, round_id = make_round(tmp_path, 2)
+    account(store, "Ida", "admin")
+    page = enter(serve(store, round_id, accounts=True), "Ida")
+    tab(page, "Tasks")
+    assert "Nothing to decide" in page.inner_text("#desk-task")
+    controls = ("#reason", "#as-known", "#decide-1", "#decide-tie")
+    assert not any(page.is_visible(control) for control in controls)
+    page.click("#task-kind input")
+    page.get_by_role("option", name="All tasks").click()
+    page.wait_for_selector("#desk-task article")
+    page.wait_for_selector("#reason")
+    assert all(page.is_visible(control) for control in controls)
 
 
 def test_an_invitation_lets_a_reader_in_who_changes_nothing(site: Site) -> None:

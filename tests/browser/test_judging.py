@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_pipeline.records import Message, Preference, Prompt, read_jsonl
 from rlhf_pipeline.store import JudgementStore
-from rlhf_pipeline.store.records import NewResponse, NewTask
+from rlhf_pipeline.store.records import Form, NewResponse, NewTask
 from stages import collect
 from stages.collect import Config
 from tests.browser.conftest import Site
@@ -249,6 +249,55 @@ def test_a_right_to_left_text_reads_from_the_right_and_a_phone_shows_all(
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     box = page.locator("#pick-a").bounding_box()
     assert box["y"] + box["height"] <= 844
+
+
+@pytest.mark.parametrize("form", [Form(all_bad=True), Form(all_bad=True, strength=True, rules=("r",))])
+def test_both_sides_are_as_wide_in_every_language_and_all_labels_fit(
+    serve: Callable[..., Site], tmp_path: Path, form: Form
+) -> None:
+    """A button that is easier to hit is chosen more often."""
+    site = serve(*make_round(tmp_path, 1, form=form))
+    page = site.page("Ann", context=site.context(viewport={"width": 390, "height": 844}))
+    page.wait_for_selector(READY)
+    for code in ("en", "es", "fa", "ru"):
+        page.click("#menu summary")
+        page.select_option("#language", code)
+        page.wait_for_selector(f"html[lang={code}] #menu:not([open])")
+        for width, drawer in ((390, False), (800, False), (1100, True), (1280, False)):
+            page.set_viewport_size({"width": width, "height": 844})
+            if drawer:
+                page.keyboard.press("g")
+            found = page.evaluate(
+                "[...document.querySelectorAll('#choices > button:not([hidden], .unused)')].filter(e => e.offsetWidth)"
+                ".map(e => [e.id, e.getBoundingClientRect().width, e.scrollWidth > e.clientWidth])"
+            )
+            if drawer:
+                page.keyboard.press("g")
+            sides = [size for id_, size, _ in found if id_.startswith(("pick-a", "pick-b")) and id_ != "pick-bad"]
+            assert len(sides) == (6 if form.strength else 2)
+            assert max(sides) - min(sides) < 1, (code, width, found)
+            assert not [id_ for id_, _, spilt in found if spilt], (code, width, found)
+
+
+def test_tasks_that_could_not_be_loaded_are_asked_for_again(serve: Callable[..., Site], tmp_path: Path) -> None:
+    site = serve(*make_round(tmp_path, 2))
+    asked: list[str] = []
+
+    def fail(route: Any) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=200, body="<html>") if len(asked) == 1 else route.abort()
+
+    page = site.page("Ann", before=lambda page: page.route("**/api/v1/tasks/next", fail))
+    for why in ("the server has a problem", "offline"):  # a proxy's page instead of ours, no answer at all
+        page.wait_for_selector(f"#status:has-text('{why}')")
+        assert "could not be loaded" in page.inner_text("#done")
+        assert page.locator("#choices > button:visible").evaluate_all("all => all.map(e => e.id)") == ["undo"]
+        assert page.inner_text("h1") == "Compare responses"
+        assert page.inner_text("#bar .count") == ""
+    page.unroute("**/api/v1/tasks/next")
+    page.wait_for_selector(READY)
+    assert page.inner_text("#bar .count").startswith("0 of 2 done")
+    assert page.is_visible("#pick-a")
 
 
 def test_signing_in_as_another_person_on_one_computer_mixes_nothing_up(

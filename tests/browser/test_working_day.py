@@ -337,12 +337,27 @@ def test_the_page_speaks_four_languages_and_changes_without_losing_anything(
         ("fa", "کدام پاسخ بهتر است؟", "rtl"),
         ("en", "Which response is better?", "ltr"),
     ):
-        if page.get_attribute("#menu", "open") is None:
-            page.click("#menu summary")
+        page.click("#menu summary")
         page.select_option("#language", code)
         page.wait_for_selector(f"h1:has-text('{title}')")
         assert page.evaluate("[document.documentElement.lang, document.documentElement.dir]") == [code, direction]
         assert page.input_value("#comment") == "نیمه‌کاره"
+    assert page.get_attribute("#menu", "open") is None
+    page.click("#menu summary")
+    page.focus("#language")
+    for code in ("es", "en"):  # by the arrow keys of a closed list the way to another language leads through this one
+        page.keyboard.press("ArrowDown" if code == "es" else "ArrowUp")
+        page.wait_for_selector(f"html[lang={code}] #menu[open]")
+        assert page.evaluate("document.activeElement.id") == "language"
+    page.keyboard.press("Escape")
+    page.click("#menu summary")
+    page.select_option("#language", "ru")
+    page.wait_for_selector("h1:has-text('Какой ответ лучше?')")
+    page.keyboard.press("x")  # the keys are the page's again
+    page.wait_for_selector("#raw[aria-pressed=true]")
+    page.click("#menu summary")
+    page.select_option("#language", "en")
+    page.wait_for_selector("h1:has-text('Which response is better?')")
     page.reload()
     page.wait_for_selector("h1:has-text('Which response is better?')")
 
