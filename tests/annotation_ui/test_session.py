@@ -76,7 +76,7 @@ def test_a_place_is_kept_as_the_response_that_stood_there(
     assert texts[row.response_id] == task["responses"][place]["text"]
     assert (row.active_ms, row.wall_ms) == (1500, 2000)
     other = judging.next(ann)["tasks"][0]
-    judging.submit(ann, answer(other, "token-of-a-wrong-clock", wall_ms=2**52, active_ms=2**52))
+    judging.submit(ann, answer(other, "token-of-a-wrong-clock", **LEFT, wall_ms=2**52, active_ms=2**52))
     assert store.judgements(round_id)[-1].active_ms == store.judgements(round_id)[-1].wall_ms == 24 * 3600 * 1000
     assert (done["known"], done["late"], len(done["tasks"])) == (False, False, HOLD)
     assert task["assignment"] not in {t["assignment"] for t in done["tasks"]}
