@@ -22,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.over_seeds import interval
 from rlhf_pipeline.allocator import give_back_freed_memory
-from rlhf_pipeline.evaluation import mean
 from rlhf_pipeline.metrics import read_metrics
 from stages import ppo, settings
 from stages.job import Job
@@ -39,8 +39,6 @@ MODES: dict[str, tuple[str, str]] = {  # the chain that PPO starts from, and wha
     "top_layers: 2": ("top", "adapter"),
     "top_layers: 2, policy_trunk": ("top", "policy_trunk"),
 }
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""97.5 % quantiles of Student's distribution, by degrees of freedom."""
 HEADER = """# PPO's cheaper modes
 
 `python benchmarks/ppo_modes.py --seeds {seeds} --modes {modes} --iterations {iterations} --out benchmarks/ppo_modes.md`
@@ -132,8 +130,8 @@ def line(mode: str, rows: list[dict[str, Any]], plain: list[dict[str, Any]]) -> 
     apart = [row["gold"] - other["gold"] for row, other in zip(rows, plain, strict=True)]
     seconds, memory = (average(rows, name) / average(plain, name) for name in ("seconds", "memory"))
     return (
-        f"| {mode} | {len(rows)} | {average(rows, 'start'):.2f} | {interval([row['gold'] for row in rows])} | "
-        f"{'–' if mode == 'plain' else interval(apart, signed=True)} | {average(rows, 'kl'):.2f} | "
+        f"| {mode} | {len(rows)} | {average(rows, 'start'):.2f} | {shown([row['gold'] for row in rows])} | "
+        f"{'–' if mode == 'plain' else shown(apart, signed=True)} | {average(rows, 'kl'):.2f} | "
         f"{average(rows, 'seconds'):.0f} | {seconds:.2f} | {average(rows, 'memory') / 2**20:.0f} | {memory:.2f} |"
     )
 
@@ -143,12 +141,10 @@ def average(rows: list[dict[str, Any]], name: str) -> float:
     return math.fsum(row[name] for row in rows) / len(rows)
 
 
-def interval(values: list[float], signed: bool = False) -> str:
-    """The mean over seeds with its 95 % interval by Student's distribution."""
-    found = mean(values)
-    assert found is not None
-    half = f" ± {STUDENT[len(values) - 1] * found.error:.2f}" if len(values) > 1 else ""
-    return f"{found.value:+.2f}{half}" if signed else f"{found.value:.2f}{half}"
+def shown(values: list[float], signed: bool = False) -> str:
+    """The mean over seeds with its 95 % interval."""
+    centre, half = interval(values)
+    return f"{centre:{'+' if signed else ''}.2f}" + (f" ± {half:.2f}" if math.isfinite(half) else "")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from benchmarks.over_seeds import interval
 from rlhf_pipeline.artifacts import complete, open_artifact
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data.splits import dialogue_key
@@ -72,7 +73,6 @@ PREDICTORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "standard deviation / size of the mean": lambda apart: apart.std(0, ddof=1) / np.abs(apart.mean(0)).clip(1e-12),
     "smallness of the mean": lambda apart: -np.abs(apart.mean(0)),
 }
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # 97.5 %, by seeds
 HEADER = """# Ensembles of reward models
 
 `python benchmarks/reward_ensembles.py {command}`, {date}
@@ -298,13 +298,6 @@ def of_curve(rows: list[dict[str, float]], kl: float) -> dict[str, float]:
         "gap": last["proxy"] - last["gold"],
         "equal": low["gold"] + share * (high["gold"] - low["gold"]),
     }
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t; infinite for one value."""
-    if len(values) < 2:
-        return values[0], math.inf
-    return statistics.mean(values), STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5
 
 
 def area_lines(seeds: Sequence[int], found: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from annotation_ui.app import _door, serve
+from annotation_ui.app import _door, build, local_door, serve
 from annotation_ui.guard import Door
 from rlhf_pipeline.errors import StoreError, UsageError
 from rlhf_pipeline.store import JudgementStore
@@ -93,3 +93,12 @@ def test_building_the_app_calls_nobody(tmp_path: Path) -> None:
 def test_the_logic_does_not_import_gradio() -> None:
     code = "import sys, annotation_ui.session, annotation_ui.guard\nassert 'gradio' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gradio_does_not_look_for_queued_events_all_the_time(tmp_path: Path) -> None:
+    """A thousand times a second, if it is let: no event here is queued."""
+    store = JudgementStore.open(tmp_path / "s.db")
+    app = build(store, store.open_round("r", overlap=1, seed=0, source_digest="d", lease_seconds=60), local_door(1))
+    pages = [route.app.get_blocks() for route in app.routes if hasattr(getattr(route, "app", None), "get_blocks")]
+    assert [page._queue.sleep_when_free for page in pages] == [1.0, 1.0]
+    store.close()
