@@ -85,7 +85,10 @@ class DraftIn(_Asked):
     @field_validator("draft")
     @classmethod
     def _finite(cls, draft: dict[str, Any] | None) -> dict[str, Any] | None:
-        json.dumps(draft, allow_nan=False)  # NaN is no JSON: what came back with the task could not be read
+        try:
+            json.dumps(draft, allow_nan=False)  # NaN is no JSON: what came back with the task could not be read
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
         return draft
 
 

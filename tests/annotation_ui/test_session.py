@@ -188,7 +188,10 @@ def test_drafts_come_back_with_the_task_and_go_with_the_answer(judging: Judging,
     assert judging.next(ann)["tasks"][0]["draft"] == {"at": 1, "content": {"comment": "\u200b"}}
     with pytest.raises(AnswerRefused, match="not yours"):
         judging.save_draft(bob, DraftIn(assignment=task["assignment"], draft={}))
-    for unreadable in (math.nan, [math.inf]):
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for unreadable in (math.nan, [math.inf], deep):
         with pytest.raises(AnswerRefused, match="draft: "):
             parse(DraftIn, {"assignment": task["assignment"], "draft": {"a": unreadable}})
     with pytest.raises(AnswerRefused, match="too large"):
