@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from rlhf_pipeline.encoding import EncodedPair
+from rlhf_pipeline.length_groups import classify
 from rlhf_pipeline.preference_losses import (
     bradley_terry_loss,
     centering_penalty,
@@ -205,7 +206,7 @@ class ComparisonTrainer(RewardModelTrainer):
     ) -> Any:
         """As TRL's, with the same metrics, for rows of any number of responses."""
         mode = "train" if model.training else "eval"
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        outputs = classify(model, inputs["input_ids"], inputs["attention_mask"])
         flat = outputs.logits.squeeze(-1).float()
         mask = inputs["mask"].bool()
         scores = torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from rlhf_pipeline.length_groups import classify
 from rlhf_pipeline.rule_models import UNANSWERED, rule_loss
 from rlhf_pipeline.training import RewardModelTrainer
 
@@ -38,7 +39,7 @@ class RuleTrainer(RewardModelTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean loss of a batch, with the share of the answers that the model is on the side of."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        outputs = classify(model, inputs["input_ids"], inputs["attention_mask"])
         logits, broken = outputs.logits.float(), inputs["broken"]
         weights = self._weights.to(logits.device)
         loss = rule_loss(logits, broken, weights, answers=self._answers)

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from rlhf_pipeline import processes
 from rlhf_pipeline.config import ModelConfig, TrainingSection
 from rlhf_pipeline.encoding import Text
 from rlhf_pipeline.errors import ConfigError, TrainingError
+from rlhf_pipeline.length_groups import classify
 from rlhf_pipeline.metrics import MetricsWriter, read_metrics
 from rlhf_pipeline.model_source import is_encoder
 from rlhf_pipeline.models import dtype_of, save_adapter, save_full
@@ -69,6 +71,10 @@ class SftTrainer(_Quiet, SFTTrainer):
 
 class RewardModelTrainer(_Quiet, RewardTrainer):
     """TRL's trainer for reward models: columns ``chosen_ids`` and ``rejected_ids`` (whole sequences)."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's, with less padding where that is worth it."""
+        return super().compute_loss(partial(classify, model), inputs, *args, **kwargs)
 
 
 class DpoTrainer(_Quiet, DPOTrainer):
