@@ -19,7 +19,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ HEADER = """# Ensembles of reward models
 
 `python benchmarks/reward_ensembles.py {command}`, {date}
 
-The pocket model; {pairs} comparisons by simulated annotators, of which {noise} prefer the response that
+The pocket model; {pairs} comparisons by simulated annotators, of which {noise} % prefer the response that
 the gold judge finds worse; four adapters, each with a head and an order of its own.
 
 ## Does disagreement tell errors?
@@ -266,15 +266,21 @@ def report(seeds: Sequence[int], found: Sequence[dict[str, Any]], command: str) 
     curve = found[0]["curves"]["one model"]
     return HEADER.format(
         command=command, date=time.strftime("%d %B %Y", time.gmtime()),
-        pairs=" and ".join(map(str, sorted({one["comparisons"] for one in found}))),
-        count=" and ".join(map(str, sorted({len(one["members"][0]) for one in found}))),
+        pairs=from_to(one["comparisons"] for one in found),
+        count=from_to(len(one["members"][0]) for one in found),
         predictors=" | ".join(PREDICTORS), rules=" | ".join("---" for _ in PREDICTORS), areas="\n".join(areas),
         iterations=curve[-1]["step"], responses=curve[0]["responses"], rows="\n".join(rows),
         difference="| " + " | ".join(f"{mean:+.2f} ± {half:.2f}" for mean, half in gaps.values()) + " |",
-        noise=" and ".join(sorted({f"{one['noise']:.0%}" for one in found})),
+        noise=from_to(round(100 * one["noise"]) for one in found),
         verdict="\n".join([*verdicts, fell(alone), *less(gaps)]),
         curves="\n\n".join(map(curves, seeds, found)),
     )  # fmt: skip
+
+
+def from_to(numbers: Iterable[int]) -> str:
+    """What these numbers lie between."""
+    ordered = sorted(numbers)
+    return f"{ordered[0]}" if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
 
 
 def shared_kl(by_arm: dict[str, list[dict[str, float]]]) -> float:

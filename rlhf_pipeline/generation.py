@@ -15,9 +15,10 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_pipeline.errors import ModelError
+from rlhf_pipeline.kv_cache import decoding_cache
 
 _LEARNED_POSITIONS = ("wpe", "embed_positions", "position_embeddings")
 
@@ -168,7 +169,7 @@ def _start(
     uniforms = None if greedy else torch.stack([_uniforms(seed, first_row + row, max_new_tokens) for row in rows])
     return _Batch(
         rows=rows,
-        cache=DynamicCache(config=model.config),
+        cache=decoding_cache(model.config, width + max_new_tokens),
         mask=mask.to(device),
         tokens=tokens.to(device),
         positions=(mask.cumsum(-1) - 1).clamp(min=0).to(device),

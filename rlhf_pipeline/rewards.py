@@ -145,7 +145,7 @@ class Probe:
     """``(batch,)``, as they were at the start."""
 
     @staticmethod
-    def of(rollout: Rollout, score: Scorer, number: int = 8) -> Probe:
+    def of(rollout: Rollout, score: Scorer, number: int = 2) -> Probe:
         """The first responses of a rollout."""
         few = rollout.first(number)
         return Probe(few, score(few, few.minibatches(1, _WHOLE, 0)[0]))

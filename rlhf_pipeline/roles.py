@@ -8,6 +8,7 @@ is added and never touched again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import warnings
@@ -19,7 +20,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
@@ -291,6 +292,9 @@ class Roles:
                 raise ArtifactError(f"the adapter does not fit this base model: {error}", where=str(folder)) from None
             raise ModelError(f"the base model cannot have this adapter: {error}", where="lora.targets") from None
         self._layers = [m for m in self.base.modules() if isinstance(m, LoraLayer)]
+        for layer in self._layers:
+            if type(layer) is Linear:  # a quantised layer's forward stays PEFT's
+                layer.forward = functools.partial(_forward, layer)  # type: ignore[method-assign]
 
     def _config(self, name: str) -> LoraConfig:
         """As PEFT resolved it on this base: ``all-linear`` has become the layers' names."""
@@ -339,6 +343,27 @@ class Roles:
         mark = f".{_adapter(name)}."
         found = {k: p for k, p in self.base.named_parameters() if "lora_" in k and mark in f"{k}."}
         return {key.replace(mark, ".").removesuffix(f".{_adapter(name)}"): found[key] for key in sorted(found)}
+
+
+def _forward(layer: Linear, x: Tensor) -> Tensor:
+    """What a layer with at most one adapter at work makes of ``(…, in)``: ``W x + s B A x`` (arXiv:2106.09685, eq. 3).
+
+    PEFT's own forward to the bit (where s is a power of two, else to rounding): the scaling is on the r numbers between
+    A and B instead of on all outputs, and B's product is added where the base's is, not beside it.
+    """
+    active = [one for one in layer._active_adapter if one in layer.lora_A and not layer._disable_adapters]
+    if any(one in layer.lora_variant or layer.lora_bias[one] for one in active):
+        return Linear.forward(layer, x)
+    result = cast(Tensor, layer.base_layer(x))
+    if not active:
+        return result
+    down, up = (cast(nn.Linear, matrices[active[0]]) for matrices in (layer.lora_A, layer.lora_B))
+    inner, weight = down(x) * layer.scaling[active[0]], up.weight.t()
+    rows = result.view(-1, result.shape[-1]), inner.view(-1, inner.shape[-1])
+    if torch.is_grad_enabled() or not result.dtype == inner.dtype == weight.dtype:  # autocast knows no product in place
+        return torch.addmm(*rows, weight).view_as(result)
+    rows[0].addmm_(rows[1], weight)
+    return result
 
 
 def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

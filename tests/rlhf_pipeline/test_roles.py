@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear
 from torch import Tensor
 
 from rlhf_pipeline.config import LoraSection
@@ -74,6 +75,40 @@ def test_each_role_is_its_adapter_alone(architecture: str, tmp_path: Path) -> No
         assert torch.equal(outputs(again, "x"), expected)
     assert torch.equal(outputs(roles, None), outputs(Roles(tiny(architecture)), None))
     assert len({outputs(roles, name).sum().item() for name in (None, "reference", "policy", "reward", "value")}) == 5
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_alpha": 7}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_adapted_layer_is_pefts(architecture: str, settings: dict, tmp_path: Path) -> None:
+    """States and gradients; to the bit where the scaling (alpha 8 of rank 4) is a power of two."""
+    config = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **settings}
+    torch.manual_seed(1)
+    peft = get_peft_model(tiny(architecture), LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+    peft.save_pretrained(tmp_path)
+    response_logprobs(peft.get_base_model(), BATCH).sum().backward()
+    expected = {name: one.grad for name, one in peft.named_parameters() if one.requires_grad}
+    roles = Roles(tiny(architecture))
+    roles.add("policy", folder=tmp_path, trainable=True)
+    with roles.use("policy") as model:
+        response_logprobs(model, BATCH).sum().backward()
+    found = {name: one.grad for name, one in roles.base.named_parameters() if one.requires_grad}
+    assert len(found) == len(expected) > 0
+    tolerance = 1e-5 if "lora_alpha" in settings else 0
+    for one, other in zip(found.values(), expected.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_an_adapted_layer_in_mixed_precision_rounds_once() -> None:
+    """bfloat16 base, float32 adapter: as the product in float32, to the precision of bfloat16."""
+    exact, mixed = four(), four(dtype=torch.bfloat16)
+    layers = [next(m for m in roles.base.modules() if isinstance(m, Linear)) for roles in (exact, mixed)]
+    x = torch.randn(3, 2, layers[0].in_features).bfloat16()
+    with torch.no_grad(), exact.use("policy"):
+        expected = layers[0](x.float())
+    with torch.no_grad(), mixed.use("policy"), mixed.precision():
+        found = layers[1](x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
 
 
 def test_copies_start_equal_and_fresh_adapters_are_the_base() -> None:
