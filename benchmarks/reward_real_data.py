@@ -4,22 +4,24 @@
     python benchmarks/reward_real_data.py hh.jsonl.gz pairs.jsonl.gz --out benchmarks/reward_real_data.md
 
 Every arm starts from the same weights and gets the same token ids. TRL has its defaults, but for what a CPU without
-bfloat16 needs (``use_cpu``, ``bf16=False``), and as many steps as it is given. Then the stage trains all weights twice:
-(a) with TRL's hyper-parameters for as many steps, which shows what its batches cost; (b) in the CPU time that TRL took,
-half of it for the head first on frozen features, half for all weights.
+bfloat16 needs (``use_cpu``, ``bf16=False``), and as many steps as it is given. Then the stage trains all weights twice
+with TRL's hyper-parameters: (a) for as many steps on the same pairs, so that nothing but the composition of the batches
+differs; (b) for as many steps as there is time for in the CPU time that TRL took. Each half of the prompts is held out
+once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +29,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
+from scipy import stats
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
@@ -45,33 +49,32 @@ from stages.reward_check import Judged, columns, score_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 8  # TRL's default
-FEW = 100  # where a half has fewer pairs, each half is held out once
+MARGIN = 5  # points of accuracy: what is not worse by as much counts as not worse
 TRL_HYPERPARAMETERS = {"schedule": "linear", "warmup": 0.0, "centering": 0.0}  # the others are alike
 HEADER = """# Reward models on real preferences, beside TRL
 
-`python benchmarks/reward_real_data.py {files} --steps {steps} --max-length {lengths} --test {test} --out
+`python benchmarks/reward_real_data.py {files} --steps {steps} --max-length {lengths} --test {test} --seed {seed} --out
 benchmarks/reward_real_data.md`, {date}, one thread of a CPU with other work beside it, TRL {trl}.
 
-Half of the prompts are held out, and at most {test} pairs of them measured; where a half has fewer than {few} pairs,
-each half is held out once. TRL's RewardTrainer has its defaults (all weights, batches of 8, 1e-4, recomputed
-activations) for the steps named. (a) is our stage with the same hyper-parameters, steps and weights; (b) our stage in
-TRL's CPU time: half of it for `head_first`, half for all weights. TRL and (a) see the same pairs, (b) others as well. A
-pair that is too long for the model is left out.
+Each half of the prompts is held out once, and at most {test} (by model) of its pairs measured. TRL's RewardTrainer has
+its defaults (all weights, batches of 8, 1e-4, recomputed activations) for the steps named. Ours is the stage with the
+same hyper-parameters and weights: (a) for the same steps on the same pairs, (b) in TRL's CPU time, on more pairs.
+Pairs that are too long for the model are left out.
 
 ## Accuracy on held-out prompts
 
-Per cent right with the Wilson 95 % interval; the difference is over the same pairs, with its 95 % interval.
+Per cent right with the Wilson 95 % interval; differences are over the same pairs, with their 95 % interval, and of all
+cases together with one that also holds for other trainings (by Student's t over the {trainings} of an arm).
 
-| file | model | held out | length alone | TRL | (a) same steps | (b) same CPU time | (b) - TRL | (a) - TRL |
+| file | model | held out | length alone | TRL | (a) same steps | (b) same CPU time | (a) - TRL | (b) - TRL |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {accuracies}
 
 ## Speed
 
-CPU seconds (wall seconds) of loading and training; padded: tokens that go through the model for each real one; seen by
-(b): pairs for the head, and then for all weights.
+Loading and training; padded: tokens that go through the model for each real one; rate: pairs a CPU second.
 
-| file | model | pairs | TRL | (a) | pairs a CPU second, TRL | (a) | ratio | padded, TRL | (a) | (b) | seen by (b) |
+| file | model | TRL: pairs | CPU s | padded | (a): CPU s | padded | rate, TRL | (a) | ratio | (b): pairs | CPU s |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {speeds}
 
@@ -83,11 +86,11 @@ CPU seconds (wall seconds) of loading and training; padded: tokens that go throu
 class Arm:
     """What one way to train gave, over the halves that were held out."""
 
-    scored: list[ScoredPair]
+    scored: list[ScoredPair] = field(default_factory=list)
+    halves: list[int] = field(default_factory=list)
+    """How many of them are of each half, by a training of its own."""
     cpu: float = 0.0
-    wall: float = 0.0
     rows: int = 0
-    head_rows: int = 0
     padded: int = 0
     real: int = 0
 
@@ -117,7 +120,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["pocket", "minilm"], help="pocket, minilm, or model folders")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 3], help="TRL's, by model; at most 3 epochs")
     parser.add_argument("--max-length", type=int, nargs="+", default=[512, 192], help="tokens of a row, by model")
-    parser.add_argument("--test", type=int, default=120, help="held-out pairs that are measured, at most")
+    parser.add_argument("--test", type=int, nargs="+", default=[400, 150], help="measured pairs of a half, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reward_real_data", help="keeps finished cases")
     parser.add_argument("--out", type=Path)
@@ -125,9 +128,9 @@ def main() -> None:
     torch.set_num_threads(1)
     accuracies, speeds, found = [], [], []
     for path in given.files:
-        for name, steps, limit in zip(given.models, given.steps, given.max_length, strict=True):
+        for name, steps, limit, test in zip(given.models, given.steps, given.max_length, given.test, strict=True):
             label = f"{path.name.split('.')[0]} | {name if name in ('pocket', 'minilm') else Path(name).name}"
-            case = (str(path), name, steps, limit, given.test, given.seed)
+            case = (str(path), name, steps, limit, test, given.seed)
             found.append((label, kept(given.runs, label.replace(" | ", "-"), case)))
             accuracies.append(accuracy_line(label, *found[-1][1]))
             speeds.append(speed_line(label, *found[-1][1]))
@@ -135,7 +138,8 @@ def main() -> None:
     text = HEADER.format(
         files=" ".join(path.name for path in given.files),
         **{key: " ".join(map(str, value)) for key, value in (("steps", given.steps), ("lengths", given.max_length))},
-        test=given.test, few=FEW, date=time.strftime("%d %B %Y", time.gmtime()), trl=trl_version(),
+        test=" ".join(map(str, given.test)), seed=given.seed, trainings=2 * len(found),
+        date=time.strftime("%d %B %Y", time.gmtime()), trl=trl_version(),
         accuracies="\n".join(accuracies), speeds="\n".join(speeds), verdict=verdict(found),
     )  # fmt: skip
     print(text)
@@ -160,24 +164,20 @@ def kept(runs: Path, label: str, case: tuple[str, str, int, int, int, int]) -> t
 
 def measure(path: Path, name: str, steps: int, limit: int, test: int, seed: int) -> tuple[Arm, Arm, Arm]:
     """Every arm on one file with one model, one after the other, on each half that is held out."""
-    arms = Arm([]), Arm([]), Arm([])
-    trl, same, budget = arms
+    trl, same, budget = Arm(), Arm(), Arm()
     for task in tasks(path, name, limit, test, seed):
         count = max(1, min(steps, 3 * len(task.train.pairs) // BATCH))
         draw = random.Random(seed)
         rows = task.part(draw, count * BATCH)
         cpu = train_trl(rows, count, seed, trl)
-        own = train_ours(rows, count, seed, same, TRL_HYPERPARAMETERS)
-        pairs = cpu / own * count * BATCH  # what the stage trains on in TRL's time
-        # A pass for the head is a third of a training step's; the share that is kept back is for loading and L-BFGS.
-        wide = task.part(draw, int(0.45 * 3 * pairs))
-        left = max(1, int((0.93 * pairs - len(wide.train.pairs) / 3) / BATCH))
-        train_ours(wide, left, seed, budget, {"head_first": 50})
-    return arms
+        own = train_ours(rows, count, seed, same)
+        more = int(cpu / own * count)  # what the stage has time for, as loading is no more than in (a)
+        train_ours(task.part(draw, more * BATCH), more, seed, budget)
+    return trl, same, budget
 
 
 def tasks(path: Path, name: str, limit: int, test: int, seed: int) -> list[Task]:
-    """The decided pairs that fit, split by prompt; two tasks where there are few pairs."""
+    """The decided pairs that fit, split by prompt; each half is held out once."""
     model = ModelConfig(name=minilm() if name == "minilm" else name)
     text = load_text(model, limit)
     records = read_preferences(SourceConfig(path=str(path), on_bad_rows="drop")).records
@@ -189,10 +189,9 @@ def tasks(path: Path, name: str, limit: int, test: int, seed: int) -> list[Task]
     sides: list[list[int]] = [[], []]
     for place, record in enumerate(whole.records):
         sides[split.is_held_out(record.prompt)].append(place)
-    few = min(map(len, sides)) < FEW
     draw = random.Random(seed)
     measured = [sorted(draw.sample(side, min(test, len(side)))) for side in sides]
-    ways = [(sides[0], measured[1])] + ([(sides[1], measured[0])] if few else [])
+    ways = ((sides[0], measured[1]), (sides[1], measured[0]))
     return [Task(model, text, limit, whole.part(train), whole.part(held)) for train, held in ways]
 
 
@@ -207,7 +206,7 @@ def minilm() -> str:
 
 def train_trl(task: Task, steps: int, seed: int, arm: Arm) -> float:
     """TRL's trainer as somebody would write it down; CPU seconds of this run."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
     torch.manual_seed(seed)
     folder = model_folder(task.model)
     with quiet(), training.quiet(), tempfile.TemporaryDirectory() as out:
@@ -223,31 +222,27 @@ def train_trl(task: Task, steps: int, seed: int, arm: Arm) -> float:
         )
         classifier.register_forward_pre_hook(lambda _, __, inputs: count(arm, inputs), with_kwargs=True)
         trainer.train()
-    cpu = finish(arm, cpu, wall, steps * BATCH)
-    arm.scored += score_pairs(RewardModel(classifier), task.text, task.test, batch_size=2 * BATCH)
-    return cpu
+    return finish(arm, time.process_time() - cpu, steps, RewardModel(classifier), task)
 
 
-def train_ours(task: Task, steps: int, seed: int, arm: Arm, settings: dict[str, Any]) -> float:
+def train_ours(task: Task, steps: int, seed: int, arm: Arm) -> float:
     """The stage's own training of all weights; CPU seconds of this run."""
     values = {"lora": None, "batch_size": BATCH, "epochs": 1e3, "max_steps": steps, "max_length": task.limit}
-    config = reward.Config(model=task.model, **{**values, **settings})
+    config = reward.Config(model=task.model, **{**values, **TRL_HYPERPARAMETERS})
     run: Any = SimpleNamespace(seed=seed, tracking="none")
     around: Any = SimpleNamespace(model=task.model, data=DataConfig(), run=run)
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
     with quiet(), tempfile.TemporaryDirectory() as out:
         job = Silent(config, around, Path(out), {}, Path(out), seed, "cpu")
         base = reward_learn.Base(task.model, task.text, task.limit, own=True)
         classifier, _ = reward_learn.learn(job, base, task.train, Path(out), seed)
-    cpu = finish(arm, cpu, wall, steps * BATCH)
+    cpu = time.process_time() - cpu
     order = training.plan(config, [len(pair) for pair in task.train.pairs], seed=seed).order
     for start in range(0, len(order), BATCH):
         rows = [task.train.pairs[i] for i in order[start : start + BATCH]]
         arm.padded += 2 * len(rows) * max(map(len, rows))
         arm.real += sum(2 * len(one.prompt) + len(one.chosen) + len(one.rejected) for one in rows)
-    arm.head_rows += len(task.train.pairs) if config.head_first else 0
-    arm.scored += score_pairs(RewardModel(classifier), task.text, task.test, batch_size=2 * BATCH)
-    return cpu
+    return finish(arm, cpu, steps, RewardModel(classifier), task)
 
 
 class Silent(Job):
@@ -263,13 +258,14 @@ def count(arm: Arm, inputs: dict[str, Any]) -> None:
     arm.real += int(inputs["attention_mask"].sum())
 
 
-def finish(arm: Arm, cpu: float, wall: float, rows: int) -> float:
-    """Add a run that began then to its arm; its CPU seconds."""
-    took = time.process_time() - cpu
-    arm.cpu += took
-    arm.wall += time.perf_counter() - wall
-    arm.rows += rows
-    return took
+def finish(arm: Arm, cpu: float, steps: int, model: RewardModel, task: Task) -> float:
+    """Add a training that took so many CPU seconds to its arm, with what it says of the held-out pairs."""
+    arm.cpu += cpu
+    arm.rows += steps * BATCH
+    scored = score_pairs(model, task.text, task.test, batch_size=2 * BATCH)
+    arm.scored += scored
+    arm.halves.append(len(scored))
+    return cpu
 
 
 def trl_version() -> str:
@@ -282,51 +278,64 @@ def percent(share: Share) -> str:
     return f"{100 * share.value:.1f} ({100 * share.low:.1f}–{100 * share.high:.1f})"
 
 
+def right(arm: Arm) -> np.ndarray:
+    """``(pairs,)``: 100 where the chosen response has the higher score, 50 where both have the same."""
+    return np.array([100.0 * (pair.difference > 0) + 50.0 * (pair.difference == 0) for pair in arm.scored])
+
+
 def difference(ours: Arm, trl: Arm) -> tuple[float, float]:
     """In percentage points, with half the width of its 95 % interval; of the same pairs, one by one."""
-    right = [[float(pair.difference > 0) + 0.5 * (pair.difference == 0) for pair in arm.scored] for arm in (ours, trl)]
-    apart = [100 * (a - b) for a, b in zip(*right, strict=True)]
-    spread = statistics.stdev(apart) if len(apart) > 1 else 0.0
-    return statistics.mean(apart), 1.96 * spread / len(apart) ** 0.5
+    apart = right(ours) - right(trl)
+    return float(apart.mean()), float(1.96 * apart.std(ddof=1) / len(apart) ** 0.5)
+
+
+def together(cases: Sequence[tuple[Arm, Arm]]) -> tuple[float, float]:
+    """The difference over the pairs of all cases, and half of its interval, where pairs that were scored by the same
+    training stand or fall together: the cluster-robust variance of a mean, and Student's t for as many trainings."""
+    apart = [part for ours, trl in cases for part in np.split(right(ours) - right(trl), np.cumsum(ours.halves)[:-1])]
+    mean = np.concatenate(apart).mean()
+    k, n = len(apart), sum(map(len, apart))
+    error = math.sqrt(k / (k - 1) * sum((part - mean).sum() ** 2 for part in apart)) / n
+    return float(mean), float(stats.t.ppf(0.975, k - 1) * error)
 
 
 def accuracy_line(label: str, trl: Arm, same: Arm, budget: Arm) -> str:
     length = reward_evaluation.length_baseline(trl.scored)
-    apart = " | ".join("{:+.1f} ± {:.1f}".format(*difference(arm, trl)) for arm in (budget, same))
+    apart = " | ".join("{:+.1f} ± {:.1f}".format(*difference(arm, trl)) for arm in (same, budget))
     cells = " | ".join(percent(one.accuracy()) for one in (trl, same, budget))
     side = "longer" if length.longer_wins else "shorter"
     return f"| {label} | {len(trl.scored)} | {side}: {percent(length.share)} | {cells} | {apart} |"
 
 
 def speed_line(label: str, trl: Arm, same: Arm, budget: Arm) -> str:
-    took = [f"{arm.cpu:.0f} ({arm.wall:.0f})" for arm in (trl, same, budget)]
-    rates = [f"{arm.rows / arm.cpu:.2f}" for arm in (trl, same)]
-    padded = [f"{arm.padded / arm.real:.2f}" for arm in (trl, same)]
-    return (
-        f"| {label} | {trl.rows} | {took[0]} | {took[1]} | {rates[0]} | {rates[1]} | {trl.cpu / same.cpu:.2f} | "
-        f"{padded[0]} | {padded[1]} | {took[2]} | {budget.head_rows}, {budget.rows} |"
-    )
+    rates = " | ".join(f"{arm.rows / arm.cpu:.2f}" for arm in (trl, same))
+    own = f"{trl.rows} | {trl.cpu:.0f} | {trl.padded / trl.real:.2f} | {same.cpu:.0f} | {same.padded / same.real:.2f}"
+    return f"| {label} | {own} | {rates} | {trl.cpu / same.cpu:.2f} | {budget.rows} | {budget.cpu:.0f} |"
 
 
 def verdict(found: list[tuple[str, tuple[Arm, Arm, Arm]]]) -> str:
     """What the tables say about what was aimed at, in words."""
-    apart = {label: difference(budget, trl) for label, (trl, _, budget) in found}
-    same = {label: difference(arm, trl) for label, (trl, arm, _) in found}
-    ratios = [trl.cpu / arm.cpu for _, (trl, arm, _) in found]
+    ratios = [trl.cpu / same.cpu for _, (trl, same, _) in found]
+    lines = [
+        f"- At least 1.5 times TRL's pairs a CPU second: {sum(r >= 1.5 for r in ratios)} of {len(ratios)},"
+        f" {min(ratios):.2f} to {max(ratios):.2f} times."
+    ]
+    for name, place in (("(a)", 1), ("(b)", 2)):
+        apart = {label: difference(arms[place], arms[0]) for label, arms in found}
+        mean, half = together([(arms[place], arms[0]) for _, arms in found])
+        shown = "shown" if mean - half > -MARGIN else "not shown"
+        ahead, not_worse = ([n for n, (d, h) in apart.items() if d - h > limit] for limit in (0, -MARGIN))
+        behind = [n for n, (d, h) in apart.items() if d + h < 0]
+        lines.append(
+            f"- {name} less TRL, all pairs together: {mean:+.1f} ± {half:.1f} points. Not worse by {MARGIN} points:"
+            f" {shown}; case by case in {named(not_worse)}. Ahead by more than chance: {named(ahead)}; behind:"
+            f" {named(behind)}."
+        )
+    return "\n".join(lines)
 
-    def named(labels: list[str]) -> str:
-        return ", ".join(label.replace(" | ", " with ") for label in labels) or "nowhere"
 
-    return "\n".join(
-        [
-            f"- At least 1.5 times TRL's pairs a CPU second: {sum(r >= 1.5 for r in ratios)} of {len(ratios)},"
-            f" {min(ratios):.2f} to {max(ratios):.2f} times.",
-            f"- (a) and TRL differ by more than chance: {named([n for n, (d, h) in same.items() if abs(d) > h])}.",
-            f"- (b) is ahead of TRL by more than chance: {named([n for n, (d, h) in apart.items() if d > h])}.",
-            f"- (b) is behind TRL by more than chance: {named([n for n, (d, h) in apart.items() if -d > h])};"
-            f" behind at all: {named([n for n, (d, _) in apart.items() if d < 0])}.",
-        ]
-    )
+def named(labels: Sequence[str]) -> str:
+    return ", ".join(label.replace(" | ", " with ") for label in labels) or "none"
 
 
 if __name__ == "__main__":
