@@ -3,11 +3,11 @@
     pip install "rlhf-pipeline[benchmarks]"
     python benchmarks/reward_real_data.py hh.jsonl.gz pairs.jsonl.gz --out benchmarks/reward_real_data.md
 
-Every arm starts from the same weights and gets the same token ids. TRL has its defaults, but for what a CPU without
+Every arm starts from the same base and gets the same token ids. TRL has its defaults, but for what a CPU without
 bfloat16 needs (``use_cpu``, ``bf16=False``), and as many steps as it is given. Then the stage trains all weights twice
-with TRL's hyper-parameters: (a) for as many steps on the same pairs, so that nothing but the composition of the batches
-differs; (b) for as many steps as there is time for in the CPU time that TRL took. Each half of the prompts is held out
-once.
+with TRL's hyper-parameters: (a) for as many steps on the same pairs, so that nothing differs but the composition of the
+batches and the head at the start (TRL's is random, the stage's zero); (b) for as many steps as there is time for in the
+CPU time that TRL took. Each half of the prompts is held out once.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from rlhf_pipeline import reward_evaluation, training
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data import DataConfig, SourceConfig, make_split, read_preferences
 from rlhf_pipeline.encoding import Text, encode_pairs
+from rlhf_pipeline.length_groups import groups_for
 from rlhf_pipeline.model_source import model_folder
 from rlhf_pipeline.models import quiet
 from rlhf_pipeline.reward_evaluation import ScoredPair, Share
@@ -53,29 +54,30 @@ MARGIN = 5  # points of accuracy: what is not worse by as much counts as not wor
 TRL_HYPERPARAMETERS = {"schedule": "linear", "warmup": 0.0, "centering": 0.0}  # the others are alike
 HEADER = """# Reward models on real preferences, beside TRL
 
-`python benchmarks/reward_real_data.py {files} --steps {steps} --max-length {lengths} --test {test} --seed {seed} --out
-benchmarks/reward_real_data.md`, {date}, one thread of a CPU with other work beside it, TRL {trl}.
+`python benchmarks/reward_real_data.py {files} --models {models} --steps {steps} --max-length {lengths}
+--test {test} --seed {seed} --out benchmarks/reward_real_data.md`, {date},
+one thread of a CPU with other work beside it, TRL {trl}.
 
 Each half of the prompts is held out once, and at most {test} (by model) of its pairs measured. TRL's RewardTrainer has
-its defaults (all weights, batches of 8, 1e-4, recomputed activations) for the steps named. Ours is the stage with the
-same hyper-parameters and weights: (a) for the same steps on the same pairs, (b) in TRL's CPU time, on more pairs.
-Pairs that are too long for the model are left out.
+its defaults (all weights, batches of 8, 1e-4, recomputed activations) for the steps named, or for three epochs where
+that is less. Ours is the stage with the same hyper-parameters and base: (a) for the same steps on the same pairs, (b)
+in TRL's CPU time, on more pairs where there are more. Pairs that are too long for the model are left out.
 
 ## Accuracy on held-out prompts
 
 Per cent right with the Wilson 95 % interval; differences are over the same pairs, with their 95 % interval, and of all
 cases together with one that also holds for other trainings (by Student's t over the {trainings} of an arm).
 
-| file | model | held out | length alone | TRL | (a) same steps | (b) same CPU time | (a) - TRL | (b) - TRL |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| file | model | steps | held out | length alone | TRL | (a) same steps | (b) same CPU time | (a) - TRL | (b) - TRL |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {accuracies}
 
 ## Speed
 
 Loading and training; padded: tokens that go through the model for each real one; rate: pairs a CPU second.
 
-| file | model | TRL: pairs | CPU s | padded | (a): CPU s | padded | rate, TRL | (a) | ratio | (b): pairs | CPU s |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| file | model | steps | pairs | TRL: CPU s | padded | rate | (a): CPU s | padded | rate | ratio | (b): pairs | CPU s |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {speeds}
 
 {verdict}
@@ -118,9 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("files", type=Path, nargs="+", help="preference files, in any format that the pipeline reads")
     parser.add_argument("--models", nargs="+", default=["pocket", "minilm"], help="pocket, minilm, or model folders")
-    parser.add_argument("--steps", type=int, nargs="+", default=[20, 3], help="TRL's, by model; at most 3 epochs")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 12], help="TRL's, by model; at most 3 epochs")
     parser.add_argument("--max-length", type=int, nargs="+", default=[512, 192], help="tokens of a row, by model")
-    parser.add_argument("--test", type=int, nargs="+", default=[400, 150], help="measured pairs of a half, at most")
+    parser.add_argument("--test", type=int, nargs="+", default=[400, 100], help="measured pairs of a half, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reward_real_data", help="keeps finished cases")
     parser.add_argument("--out", type=Path)
@@ -129,7 +131,7 @@ def main() -> None:
     accuracies, speeds, found = [], [], []
     for path in given.files:
         for name, steps, limit, test in zip(given.models, given.steps, given.max_length, given.test, strict=True):
-            label = f"{path.name.split('.')[0]} | {name if name in ('pocket', 'minilm') else Path(name).name}"
+            label = f"{path.name.split('.')[0]} | {name if name in ('pocket', 'minilm') else Path(name).name} | {steps}"
             case = (str(path), name, steps, limit, test, given.seed)
             found.append((label, kept(given.runs, label.replace(" | ", "-"), case)))
             accuracies.append(accuracy_line(label, *found[-1][1]))
@@ -138,7 +140,7 @@ def main() -> None:
     text = HEADER.format(
         files=" ".join(path.name for path in given.files),
         **{key: " ".join(map(str, value)) for key, value in (("steps", given.steps), ("lengths", given.max_length))},
-        test=" ".join(map(str, given.test)), seed=given.seed, trainings=2 * len(found),
+        models=" ".join(given.models), test=" ".join(map(str, given.test)), seed=given.seed, trainings=2 * len(found),
         date=time.strftime("%d %B %Y", time.gmtime()), trl=trl_version(),
         accuracies="\n".join(accuracies), speeds="\n".join(speeds), verdict=verdict(found),
     )  # fmt: skip
@@ -220,8 +222,9 @@ def train_trl(task: Task, steps: int, seed: int, arm: Arm) -> float:
             train_dataset=training.dataset(columns(task.train.pairs)),
             processing_class=training.processing_class(task.text),
         )
-        classifier.register_forward_pre_hook(lambda _, __, inputs: count(arm, inputs), with_kwargs=True)
+        counted = classifier.register_forward_pre_hook(lambda _, __, inputs: count(arm, inputs), with_kwargs=True)
         trainer.train()
+        counted.remove()
     return finish(arm, time.process_time() - cpu, steps, RewardModel(classifier), task)
 
 
@@ -240,8 +243,10 @@ def train_ours(task: Task, steps: int, seed: int, arm: Arm) -> float:
     order = training.plan(config, [len(pair) for pair in task.train.pairs], seed=seed).order
     for start in range(0, len(order), BATCH):
         rows = [task.train.pairs[i] for i in order[start : start + BATCH]]
-        arm.padded += 2 * len(rows) * max(map(len, rows))
-        arm.real += sum(2 * len(one.prompt) + len(one.chosen) + len(one.rejected) for one in rows)
+        lengths = [len(one.prompt) + len(side) for one in rows for side in (one.chosen, one.rejected)]
+        for group in groups_for(classifier, lengths):
+            arm.padded += len(group) * max(lengths[place] for place in group)
+        arm.real += sum(lengths)
     return finish(arm, cpu, steps, RewardModel(classifier), task)
 
 
@@ -308,9 +313,8 @@ def accuracy_line(label: str, trl: Arm, same: Arm, budget: Arm) -> str:
 
 
 def speed_line(label: str, trl: Arm, same: Arm, budget: Arm) -> str:
-    rates = " | ".join(f"{arm.rows / arm.cpu:.2f}" for arm in (trl, same))
-    own = f"{trl.rows} | {trl.cpu:.0f} | {trl.padded / trl.real:.2f} | {same.cpu:.0f} | {same.padded / same.real:.2f}"
-    return f"| {label} | {own} | {rates} | {trl.cpu / same.cpu:.2f} | {budget.rows} | {budget.cpu:.0f} |"
+    cells = " | ".join(f"{arm.cpu:.0f} | {arm.padded / arm.real:.2f} | {arm.rows / arm.cpu:.2f}" for arm in (trl, same))
+    return f"| {label} | {trl.rows} | {cells} | {trl.cpu / same.cpu:.2f} | {budget.rows} | {budget.cpu:.0f} |"
 
 
 def verdict(found: list[tuple[str, tuple[Arm, Arm, Arm]]]) -> str:
@@ -335,7 +339,7 @@ def verdict(found: list[tuple[str, tuple[Arm, Arm, Arm]]]) -> str:
 
 
 def named(labels: Sequence[str]) -> str:
-    return ", ".join(label.replace(" | ", " with ") for label in labels) or "none"
+    return "; ".join("{} with {}, {} steps".format(*label.split(" | ")) for label in labels) or "none"
 
 
 if __name__ == "__main__":

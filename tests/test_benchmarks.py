@@ -56,11 +56,11 @@ def test_reward_models_beside_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["reward_real_data.py", str(data), *given, "--out", str(out)])
     reward_real_data.main()
     lines = [line.split(" | ") for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| pairs |")]
-    assert [line[1] for line in lines] == ["decoder", "encoder"] * 2
+    assert [line[1:3] for line in lines] == [["decoder", "2"], ["encoder", "1"]] * 2
     accuracies, speeds = lines[:2], lines[2:]
-    assert [line[2] for line in accuracies] == ["12", "8"], "six and four of each half"
-    assert [line[2] for line in speeds] == ["32", "16"], "two halves, two steps or one, eight pairs each"
-    assert all(float(cell) >= 1 for line in speeds for cell in [line[i] for i in (4, 6)]), "padding adds tokens"
+    assert [line[3] for line in accuracies] == ["12", "8"], "six and four of each half"
+    assert [line[3] for line in speeds] == ["32", "16"], "two halves, two steps or one, eight pairs each"
+    assert all(float(cell) >= 1 for line in speeds for cell in (line[5], line[8])), "padding adds tokens"
 
 
 def test_differences_are_of_the_same_pairs() -> None:
