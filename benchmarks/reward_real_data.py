@@ -6,8 +6,8 @@
 Every arm starts from the same base and gets the same token ids. TRL has its defaults, but for what a CPU without
 bfloat16 needs (``use_cpu``, ``bf16=False``), and as many steps as it is given. Then the stage trains all weights twice
 with TRL's hyper-parameters: (a) for as many steps on the same pairs, so that nothing differs but the composition of the
-batches and the head at the start (TRL's is random, the stage's zero); (b) for as many steps as there is time for in the
-CPU time that TRL took. Each half of the prompts is held out once.
+batches and a decoder's head at the start (TRL's is random, the stage's zero); (b) for as many steps as there is time
+for in the CPU time that TRL took. Each half of the prompts is held out once.
 """
 
 from __future__ import annotations

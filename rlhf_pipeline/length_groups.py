@@ -15,9 +15,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rlhf_pipeline import processes
 
-# A further pass costs calls, and the weights are read again: on one core as much as these tokens. In a small model the
-# calls of a pass outweigh what its padding costs as soon as a CPU is fast, so its batches stay whole.
-_TOKENS = 64
+# A further pass costs calls, and reads the weights again: on one core up to as much as these tokens. In a small model
+# its calls outweigh what padding costs as soon as a CPU is fast, so batches stay whole.
+_TOKENS = 128
 _SMALL = 5_000_000  # weights without embeddings
 
 

@@ -65,7 +65,8 @@ def load_classifier(
 ) -> PreTrainedModel:
     """The base's backbone with a linear head (hidden → labels), in float32 and zero unless ``folder`` has one.
 
-    An encoder has the head that transformers gives it (the last layer of which starts at zero), all in float32.
+    An encoder has the head that transformers gives it, drawn at random, all in float32: through a head of zeros, which
+    grows by a learning rate in a step, its other weights would change the scores by next to nothing for long.
     """
     if is_encoder(load_config(model, encoders=True)):
         dtype = torch.float32
@@ -145,7 +146,7 @@ def _load(
         ) from None
     head = tuple(f"{name}." for name in head_modules(loaded)) if "num_labels" in options else ()
     _require_all_weights(report, where, head)
-    if head and report["missing_keys"]:
+    if head and report["missing_keys"] and not is_encoder(loaded.config):
         for parameter in score_layer(loaded).parameters():
             nn.init.zeros_(parameter)
     loaded.eval()

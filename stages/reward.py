@@ -102,7 +102,7 @@ class Config(TrainingSection):
     holds it in memory beside the base. null: the run's base, so that PPO shares it."""
     head_first: int = Field(0, ge=0)
     """Steps of L-BFGS in which only the head learns, on features that are computed once, before all is trained; 50
-    usually reach its optimum. 0 starts with a head of zeros."""
+    usually reach its optimum. 0 starts with a head of zeros, and an encoder with one drawn at random."""
     centering: float = Field(0.01, ge=0)
     """Weight of the squared sum of both scores in the loss, which keeps scores around zero; 0 leaves them free."""
     min_probability: float = Field(0.6, gt=0.5, le=1)

@@ -92,6 +92,16 @@ def test_head_stays_float32_over_a_bfloat16_backbone(llama):
     assert RewardModel(classifier).score([[1, 2]]) == [0.0]
 
 
+def test_an_encoders_head_is_drawn_as_transformers_does(tmp_path):
+    encoder = tiny_models.make_encoder(tmp_path)
+    torch.manual_seed(3)
+    ours = models.load_classifier(encoder, device="cpu")
+    torch.manual_seed(3)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
+    assert ours.classifier.weight.std().item() == pytest.approx(0.02, rel=0.5)
+    assert torch.equal(ours.classifier.weight, theirs.classifier.weight), "they start alike"
+
+
 def test_classifier_takes_over_the_policys_adapter(llama, tmp_path):
     policy = make_policy(llama, tmp_path / "sft")
     copy = models.classifier_from_policy(models.load_classifier(llama, device="cpu"), policy / "adapter")

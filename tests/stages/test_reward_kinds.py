@@ -57,7 +57,7 @@ def test_an_encoder_learns_and_is_saved_whole(kind, lora, llama, tmp_path):
     metrics = reward.run(made)
     assert metrics["score_drift_after_loading"] <= 1e-6
     lines = metrics_lines(made.folder)
-    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=0.01)
     assert lines[-1]["loss"] < lines[0]["loss"]
     spec = Spec.read(made.folder)
     assert spec is not None
