@@ -14,7 +14,7 @@ if sys.argv[1] == "give back":
     give_back_freed_memory()
 large = b"x" * (30 << 20)
 del large  # the C library now takes smaller blocks from its heap, unless it is told not to
-blocks = [b"x" * (3 << 20) for _ in range(60)]
+blocks = [b"x" * (5 << 20) for _ in range(36)]
 kept = blocks[::2]
 blocks.clear()
 print(int(open("/proc/self/statm").read().split()[1]) * 4 // 1024)
