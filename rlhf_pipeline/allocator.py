@@ -16,7 +16,7 @@ def give_back_freed_memory() -> None:
     By itself glibc raises this limit to 32 MB as soon as large blocks come and go (mallopt(3), M_MMAP_THRESHOLD), and
     then keeps the pieces of one pass beside those of the next: a training process grows to about twice what it uses.
     New mappings cost time page by page: for blocks from 2 MB on it was a sixth of PPO's (25 million weights, 16
-    responses), from 4 MB on a fifteenth, for a twelfth more memory. torch is told to ask for huge pages; it reads that
+    responses), from 4 MB on a twelfth, for a twelfth more memory. torch is told to ask for huge pages; it reads that
     once, so call this before torch is imported. No number changes. Other C libraries are left as they are.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
