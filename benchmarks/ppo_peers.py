@@ -60,14 +60,14 @@ HEADER = """# PPO against TRL and LLaMA-Factory
 {date}, {threads} of {cores} cores of a CPU {bfloat16} instructions for bfloat16, one process after the other in turns.
 Random Llama models (25m: 24.6M weights, 110m: 108.9M), vocabulary 8192, float32; 16 prompts of 32 tokens, at most 48
 new tokens, 4 epochs of one minibatch, LoRA of rank 16 on every linear layer. `fixed`: every response has 48 tokens;
-`natural`: the end token has probability 1/24, so lengths differ. {clock} of an iteration (sampling, scoring, learning),
-the median over {counted} and in brackets the least and the most. Peak memory is the largest resident set of the
-process, the libraries included. LLaMA-Factory's PPO always computes in bfloat16 where it can (`torch.autocast`), on a
-CPU too.
+`natural`: the end token has probability 1/24, so lengths differ, between programs too. An iteration is sampling,
+scoring and learning; {clock}, the median over {counted}, in
+brackets the least and the most. Peak memory is the largest resident set of the process, the libraries included.
+LLaMA-Factory's PPO always computes in bfloat16 where it can (`torch.autocast`), on a CPU too.
 """
 CLOCKS = {
-    "wall": "Seconds are",
-    "cpu": "Seconds are processor time, as the machine had others on it,",
+    "wall": "seconds are of wall time",
+    "cpu": "seconds are processor time, as the machine had others on it",
 }
 
 
