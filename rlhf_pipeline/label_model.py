@@ -87,11 +87,11 @@ def vote_on(function: LabellingFunction, path: Path, name: str, pairs: Sequence[
     for prompt, first, second in pairs:
         try:
             vote: Any = function([message.to_json() for message in prompt.messages], first, second)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"the labelling function {name} failed: {told(error, path)}", where=str(path), advice="mend it"
             ) from error
-        if vote not in (1, -1, 0):
+        if isinstance(vote, bool) or vote not in (1, -1, 0):
             raise DataError(
                 f"the labelling function {name} said {vote!r}",
                 where=str(path),

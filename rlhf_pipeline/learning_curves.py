@@ -68,7 +68,7 @@ def fit(points: Sequence[Point], *, seed: int = 0) -> Curve | None:
     wrong = np.array([(1 - point.accuracy) * point.held_out for point in points], dtype=np.float64)
     a, b = _power_law(sizes, wrong, trials)
     rng = np.random.default_rng(seed)
-    redrawn = rng.binomial(trials.astype(int), wrong / trials, (_DRAWS, len(sizes))).astype(np.float64)
+    redrawn = rng.binomial(trials.astype(int), _share(wrong, trials), (_DRAWS, len(sizes))).astype(np.float64)
     drawn = [_power_law(sizes, one, trials) for one in redrawn]
     forecasts = []
     for times in AHEAD:
@@ -79,11 +79,16 @@ def fit(points: Sequence[Point], *, seed: int = 0) -> Curve | None:
 
 
 def _power_law(sizes: Floats, wrong: Floats, trials: Floats) -> tuple[float, float]:
-    share = np.clip(wrong, 0.5, trials - 0.5) / trials
+    share = _share(wrong, trials)
     weight = np.sqrt(trials * share / (1 - share))  # 1 / standard deviation of log(share), by the delta method
     columns = np.stack([np.ones_like(sizes), -np.log(sizes)], axis=1)
     (log_a, b), *_ = np.linalg.lstsq(columns * weight[:, None], np.log(share) * weight, rcond=None)
     return float(np.exp(log_a)), float(b)
+
+
+def _share(wrong: Floats, trials: Floats) -> Floats:
+    """Of the trials; of none or all of them half a pair less, as few pairs do not prove that nothing else happens."""
+    return np.asarray(np.clip(wrong, 0.5, trials - 0.5) / trials)
 
 
 def _accuracy(law: tuple[float, float], pairs: int) -> float:

@@ -273,8 +273,11 @@ def warnings(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
             f"({length['value']:.1%}; the model {interval}): a policy may learn length from it and nothing else"
         )
     if calibration["error"] > max(MISCALIBRATED, calibration["chance_error"]):
-        over = calibration["temperature"] is None or calibration["temperature"] > 1
         factor = calibration["temperature"]
+        if factor is None:
+            over = sum(one["pairs"] * (one["confidence"] - one["accuracy"]) for one in calibration["bins"]) > 0
+        else:
+            over = factor > 1
         remedy = "" if factor is None else f"; dividing its scores by {factor:.2f} would mend most of that"
         found["calibration"] = (
             f"the reward model is badly calibrated: its confidence is {calibration['error']:.1%} away from its "

@@ -24,7 +24,7 @@ from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.encoder_text import EncoderText, load_encoder_text
 from rlhf_pipeline.encoding import Text
 from rlhf_pipeline.ensembles import Combination
-from rlhf_pipeline.errors import ArtifactError, IncompatibleArtifact
+from rlhf_pipeline.errors import ArtifactError, DataError, IncompatibleArtifact
 from rlhf_pipeline.model_source import base_identity, is_encoder, load_config
 from rlhf_pipeline.models import (
     full_model,
@@ -262,8 +262,9 @@ class Explained:
 class Scorer:
     """Scores responses as text, by the rendering that the reward model learnt on."""
 
-    def __init__(self, text: Text, model: Scores) -> None:
-        self.text, self.model = text, model
+    def __init__(self, text: Text, model: Scores, *, context: int | None = None) -> None:
+        """``context``: tokens of a prompt with its response that the model can read; longer ones are refused."""
+        self.text, self.model, self.context = text, model, context
 
     @staticmethod
     def on_own_model(folder: Path, *, device: str) -> Scorer:
@@ -274,12 +275,13 @@ class Scorer:
         return Scorer(load_text(spec.model, spec.limit), load_reward_model(spec.model, folder, device=device))
 
     @staticmethod
-    def open(folder: Path, *, device: str = "cpu") -> Scorer:
+    def open(folder: Path | str, *, device: str = "cpu") -> Scorer:
         """From a finished reward model's folder, whose files and base are proven to be those it was made with.
 
         Raises:
             ArtifactError: no finished reward model, or it was made with other weights than those that are there now.
         """
+        folder = Path(folder)
         artifact, spec = open_artifact(folder), Spec.read(folder)
         if spec is None:
             raise ArtifactError(
@@ -298,7 +300,8 @@ class Scorer:
                 where=str(base.parent),
                 advice="make the reward model again, or put that model back from replaced/",
             )
-        return Scorer(text, load_reward_model(spec.model, folder, device=device, base=base))
+        context = getattr(load_config(spec.model), "max_position_embeddings", None)
+        return Scorer(text, load_reward_model(spec.model, folder, device=device, base=base), context=context)
 
     def score(
         self,
@@ -341,4 +344,13 @@ class Scorer:
         ]
         if isinstance(self.text, EncoderText):
             rows = [row[: self.text.limit] for row in rows]
+        long = [place for place, row in enumerate(rows) if self.context is not None and len(row) > self.context]
+        if long:
+            named = [f"response {place + 1} of {len(rows):,}: {len(rows[place]):,} tokens" for place in long[:10]]
+            raise DataError(
+                f"{len(long):,} of {len(rows):,} responses are, with their prompts, longer than the {self.context:,} "
+                "tokens that the model can read",
+                details=named if len(long) <= len(named) else [*named, f"… and {len(long) - len(named):,} more"],
+                advice="shorten them or leave them out",
+            )
         return rows

@@ -36,7 +36,7 @@ def load_function(path: Path, name: str, *, where: str = "ppo.rewards") -> Funct
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{path} cannot be run: {told(error, path)}", where=where, advice="mend the file") from None
     function = getattr(module, name, None)
     if not callable(function):
@@ -71,7 +71,7 @@ def function_scorer(
         prompts, responses = [messages(ids) for ids in rollout.prompts], [text(ids) for ids in rollout.responses]
         try:
             scores = [float(one) for one in function(prompts, responses)]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TrainingError(
                 f"the reward function failed: {told(error, path)}",
                 where=str(path),
@@ -169,7 +169,7 @@ class Probe:
         return Probe(rollout, state["scores"].to(device))
 
 
-def told(error: Exception, path: Path) -> str:
+def told(error: Exception | SystemExit, path: Path) -> str:
     """What was raised, with the line of the user's file."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"

@@ -196,7 +196,7 @@ def arguments(
         gradient_accumulation_steps=steps.accumulation,
         train_sampling_strategy="sequential",
         learning_rate=section.learning_rate,
-        warmup_steps=section.warmup,  # below 1 it is a share of the steps
+        warmup_steps=section.warmup if steps.steps > 1 else 0,  # below 1 a share of the steps; the first has rate 0
         lr_scheduler_type=schedule,
         weight_decay=section.weight_decay,
         max_grad_norm=section.max_grad_norm,

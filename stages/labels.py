@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlhf_pipeline.config import Section
 from rlhf_pipeline.errors import ConfigError
@@ -68,6 +68,13 @@ class WeakSection(Section):
     """What such a pair weighs beside a judged one, which weighs 1."""
     max_pairs: int | None = Field(None, ge=1)
     """At most so many pairs of sampled responses are looked at, drawn by lot; null takes all that nobody judges."""
+
+    @field_validator("functions")
+    @classmethod
+    def _each_once(cls, functions: list[FunctionSection]) -> list[FunctionSection]:
+        if len({(one.source, one.function) for one in functions}) < len(functions):
+            raise ValueError("one function is named twice; it would only agree with itself")
+        return functions
 
 
 def count(
@@ -221,20 +228,26 @@ def _by_functions(job: Job, pairs: Sequence[_OpenPair], judged: Sequence[Prefere
     from rlhf_pipeline.reliability import proportion
     from rlhf_pipeline.rewards import load_function
 
-    decided = [p for p in judged if not p.tie]
+    # In an order drawn by lot: a function that looks at the place of a response must not look right.
+    lot = random.Random(f"{job.seed}:weak:judged")
+    drawn = [
+        ((p.prompt, p.chosen, p.rejected), 1) if lot.random() < 0.5 else ((p.prompt, p.rejected, p.chosen), -1)
+        for p in judged
+        if not p.tie
+    ]
     names, columns, checked = [], [], []
     for one in job.config.weak.functions:
         path, name = Path(one.source), f"{Path(one.source).stem}.{one.function}"
         function: Any = load_function(path, one.function, where="collect.weak.functions")
         asked = [(p.prompt, p.first.text, p.second.text) for p in pairs]
         columns.append(vote_on(function, path, name, asked))
-        known = vote_on(function, path, name, [(p.prompt, p.chosen, p.rejected) for p in decided])
-        checked.append(proportion(vote == 1 for vote in known if vote))
+        known = vote_on(function, path, name, [pair for pair, _ in drawn])
+        checked.append(proportion(vote == better for vote, (_, better) in zip(known, drawn, strict=True) if vote))
         names.append(name)
     votes = np.array(columns, dtype=np.float64).reshape(len(names), len(pairs)).T
     model = fit_label_model(votes, names)
-    for name, right in zip(names, checked, strict=True):
-        job.say(_of_function(name, model.functions[name], right))
+    for name, column, right in zip(names, columns, checked, strict=True):
+        job.say(_of_function(name, model.functions[name], right, {vote for vote in column if vote}))
     return {
         place: pair.labelled(
             float(probability),
@@ -247,10 +260,14 @@ def _by_functions(job: Job, pairs: Sequence[_OpenPair], judged: Sequence[Prefere
     }
 
 
-def _of_function(name: str, quality: Quality, judges: Proportion) -> str:
-    """What is known of a labelling function, and whether the judges bear it out."""
+def _of_function(name: str, quality: Quality, judges: Proportion, said: set[int]) -> str:
+    """What is known of a labelling function that ``said`` 1, -1 or both, and whether the judges bear it out."""
+    if not said:
+        return f"{name} abstains on every pair that nobody judges, and so labels none"
     text = f"{name} votes on {quality.coverage:.0%} of the pairs that nobody judges, by the others right on "
     text += f"{quality.accuracy:.0%} of them"
+    if len(said) == 1:
+        text += f", and prefers the {'first' if said == {1} else 'second'} response whatever the two are"
     if judges.value is None:
         return text
     text += (
@@ -258,6 +275,8 @@ def _of_function(name: str, quality: Quality, judges: Proportion) -> str:
     )
     if quality.accuracy > judges.high:
         text += ": the functions err together, and their labels are less sure than they say"
+    elif quality.accuracy < judges.low:
+        text += ": the other functions err together, and their labels are less sure than they say"
     return text
 
 

@@ -30,19 +30,30 @@ def score(settings: Settings, run_folder: Path, file: Path, *, out: Path | None 
         out: the file to write; None is the terminal (or a pipe), and what is said goes to the error stream.
 
     Raises:
-        UsageError: the run has no reward model yet.
-        DataError: rows that cannot be used.
+        UsageError: the run has no reward model yet, or there is no such format.
+        DataError: rows that cannot be used, or are too long.
     """
+    from pydantic import ValidationError
+
     from rlhf_pipeline.data import SourceConfig, read_candidates
     from rlhf_pipeline.reward_models import Scorer
+    from stages.states import inspect
 
     folder = run_folder / "reward"
     if not folder.is_dir():
         raise UsageError(
             "there is no reward model yet", where=str(folder), advice=f"rlhf run {run_folder} reward, and then score"
         )
-    loaded = read_candidates(SourceConfig(path=str(file), format=format), system=settings.data.system)
+    try:
+        source = SourceConfig(path=str(file), format=format)
+    except ValidationError as error:
+        raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, "), where="--format") from None
+    loaded = read_candidates(source, system=settings.data.system)
     _note(loaded.summary())
+    now = inspect(settings, run_folder).get("reward")
+    if now is not None and now.state != "complete":
+        why = f" ({'; '.join(now.reasons)})" if now.reasons else ""
+        _note(f"note: the reward model is {now.state}{why}; the scores are of the one that was made before")
     scorer = Scorer.open(folder, device=_device(settings))
     rows = loaded.records
     flat = [(row, place) for row in rows for place in range(len(row.responses))]

@@ -77,9 +77,11 @@ def test_functions_are_asked_about_each_pair_and_may_not_say_anything_else() -> 
     q, r = (Prompt((Message("user", text),)) for text in "qr")
     pairs = [(q, "short", "longer"), (r, "same", "size")]
     assert vote_on(lambda prompt, a, b: (len(a) > len(b)) - (len(a) < len(b)), Path("f.py"), "longer", pairs) == [-1, 0]
-    assert vote_on(lambda prompt, a, b: prompt[0]["content"] == "q", Path("f.py"), "about q", pairs) == [1, 0]
+    assert vote_on(lambda prompt, a, b: int(prompt[0]["content"] == "q"), Path("f.py"), "about q", pairs) == [1, 0]
     with pytest.raises(DataError, match=r"labelling function odd said 0\.7") as refused:
         vote_on(lambda prompt, a, b: 0.7, Path("f.py"), "odd", pairs)  # type: ignore[arg-type, return-value]
     assert "0 to abstain" in str(refused.value)
+    with pytest.raises(DataError, match="second better said False"):  # which would be an abstention
+        vote_on(lambda prompt, a, b: len(a) > len(b), Path("f.py"), "second better", pairs)
     with pytest.raises(DataError, match="wrong failed: ZeroDivisionError"):
         vote_on(lambda prompt, a, b: 1 // 0, Path("f.py"), "wrong", pairs)

@@ -44,3 +44,6 @@ def test_one_size_is_no_curve_and_no_error_is_no_failure() -> None:
     assert perfect is not None
     assert perfect.forecasts[-1].accuracy <= 1
     assert perfect.to_json()["forecast"][0]["pairs"] == 300
+    never_wrong = fit([Point(60, 1.0, 30), Point(120, 1.0, 30)])
+    assert never_wrong is not None
+    assert never_wrong.forecasts[1].high - never_wrong.forecasts[1].low > 0.02, "30 pairs prove no such certainty"

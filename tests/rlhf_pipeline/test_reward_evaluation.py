@@ -139,6 +139,12 @@ def test_rewardbench_sections() -> None:
     assert found == {"Reasoning": pytest.approx(0.7)}, "mathematics as much as code; safety is not complete"
 
 
+NEVER_WRONG = {
+    "error": 0.48, "chance_error": 0.06, "temperature": None,
+    "bins": [{"pairs": 30, "confidence": 0.52, "accuracy": 1.0}],
+}  # fmt: skip
+
+
 def measured(**changes: Any) -> dict[str, Any]:
     good = {
         "accuracy": {"value": 0.8, "low": 0.75, "high": 0.85, "pairs": 300},
@@ -157,6 +163,7 @@ def measured(**changes: Any) -> dict[str, Any]:
         ({"length_baseline": {"value": 0.76, "direction": "shorter"}}, ["length"], "the shorter response (76.0%"),
         ({"calibration": {"error": 0.2, "chance_error": 0.06, "temperature": 2.5}}, ["calibration"], "too sure"),
         ({"calibration": {"error": 0.2, "chance_error": 0.06, "temperature": 0.5}}, ["calibration"], "too unsure"),
+        ({"calibration": NEVER_WRONG}, ["calibration"], "too unsure of itself"),
         ({"calibration": {"error": 0.2, "chance_error": 0.3, "temperature": 2.5}}, [], ""),
         ({"sensitivity": [{"variant": "two spaces", "value": 0.2, "low": 0.12}]}, ["template"], "two spaces (20.0%)"),
     ],

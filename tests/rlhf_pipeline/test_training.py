@@ -141,7 +141,7 @@ def test_no_checkpoint(tmp_path):
 
 
 def arguments(tmp_path: Path, kind: type = SFTConfig, given: TrainingSection | None = None, **changes: object) -> Any:
-    steps = training.plan(section(), LENGTHS, seed=0, world=1)
+    steps = training.plan(given or section(), LENGTHS, seed=0, world=1)
     options = {"model": ModelConfig(name="x"), "folder": tmp_path, "seed": 3, "device": "cpu", **changes}
     with training.quiet():
         return training.arguments(kind, given or section(), steps, **options)
@@ -156,6 +156,9 @@ def test_arguments_on_a_cpu(tmp_path):
     assert made.report_to == []
     assert not made.logging_nan_inf_filter
     assert made.train_sampling_strategy == "sequential"
+    assert made.warmup_steps > 0
+    one_step = arguments(tmp_path, given=section(max_steps=1))
+    assert (one_step.max_steps, one_step.warmup_steps) == (1, 0), "a warm-up's first step learns nothing"
     half = ModelConfig(name="x", dtype="bfloat16")
     assert not arguments(tmp_path, model=half).bf16, "adapters are float32 over a bfloat16 base"
     assert arguments(tmp_path, given=section(lora=None), model=half).bf16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,15 @@ def silent(prompt, a, b):
 
 def broken(prompt, a, b):
     return "a"
+
+def first(prompt, a, b):
+    return 1
+
+def truth(prompt, a, b):
+    return len(a) > len(b)
+
+def ends_it(prompt, a, b):
+    raise SystemExit(0)
 """
 
 
@@ -78,6 +88,19 @@ def test_at_most_so_many_and_none_where_all_abstain(tmp_path: Path, functions: s
     assert not any(p.weak for p in exported(folder))
 
 
+def test_what_cannot_work_is_said(tmp_path: Path, functions: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A function that looks at places alone is right by chance, however often judges are asked about it."""
+    folder = run_folder(tmp_path, pocket_sets(100))
+    weak = section(functions, "first", "silent", "longer")
+    collect.run(job(folder, Config(judges="simulated", pairs_per_prompt=1, weak=weak)))
+    said = capsys.readouterr().out
+    assert "and prefers the first response whatever the two are" in said
+    assert said.count("whatever the two are") == 1
+    [agreed] = re.findall(r"functions.first .*judges agree with it on (\d+)%", said)
+    assert 30 < int(agreed) < 70
+    assert "functions.silent abstains on every pair that nobody judges, and so labels none" in said
+
+
 def test_mistakes_are_named(tmp_path: Path, functions: str) -> None:
     folder = run_folder(tmp_path, pocket_sets(5))
     with pytest.raises(ConfigError, match="has no function absent") as absent:
@@ -85,6 +108,12 @@ def test_mistakes_are_named(tmp_path: Path, functions: str) -> None:
     assert "collect.weak.functions" in str(absent.value)
     with pytest.raises(DataError, match=r"functions.broken said 'a'"):
         collect.run(job(folder, Config(judges="simulated", weak=section(functions, "broken"))))
+    with pytest.raises(DataError, match=r"functions.truth said (True|False)"):
+        collect.run(job(folder, Config(judges="simulated", weak=section(functions, "truth"))))
+    with pytest.raises(DataError, match=r"functions.ends_it failed: .*SystemExit"):
+        collect.run(job(folder, Config(judges="simulated", weak=section(functions, "ends_it"))))
+    with pytest.raises(ValueError, match="one function is named twice"):
+        Config(judges="simulated", weak=section(functions, "longer", "ends", "longer"))
     with pytest.raises(ConfigError, match="is no folder"):
         collect.run(job(folder, Config(judges="simulated", weak={"reward": "nowhere"})))  # type: ignore[arg-type]
     path = preferences_file(tmp_path, [Preference(p.prompt, "x", "y") for p in pocket_sets(3)])

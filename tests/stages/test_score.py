@@ -64,6 +64,26 @@ def test_pairs_of_ours_and_of_others(run, tmp_path):
     assert rows[1]["chosen"] == "Good day."
 
 
+def test_what_cannot_be_scored_is_named(run, tmp_path):
+    pairs = [one.to_json() for one in PAIRS]
+    long = lines(tmp_path / "long.jsonl", [*pairs, {**pairs[0], "rejected": "word " * 20_000}])
+    made = rlhf("score", run, long)
+    assert made.code == 1
+    assert "1 of 10 responses are, with their prompts, longer than the" in made.err
+    assert "response 10 of 10:" in made.err
+    assert not made.out
+    made = rlhf("score", run, lines(tmp_path / "p.jsonl", pairs), "--format", "foo")
+    assert made.code == 2
+    assert "--format" in made.err
+    assert "preference" in made.err, "the formats that there are"
+    assert "this was not foreseen" not in made.err
+
+
+def test_a_reward_model_that_is_not_the_runs_any_more(run, tmp_path):
+    _, said = scored(run, lines(tmp_path / "p.jsonl", [one.to_json() for one in PAIRS]))
+    assert "note: the reward model is stale" in said, "the fixture has nothing before it"
+
+
 def test_ties_are_scored_too(run, tmp_path):
     tie = {"prompt": "Hello?", "response_a": "Yes.", "response_b": "No.", "probability_b_preferred": 0.5}
     rows, _ = scored(run, lines(tmp_path / "t.jsonl", [tie]))
@@ -74,7 +94,7 @@ def test_single_and_several_responses(run, tmp_path):
     single = [{"messages": [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Good day."}]}]
     [row], _ = scored(run, lines(tmp_path / "m.jsonl", single))
     question = [(Message("user", "Hello?"),)]
-    [expected] = Scorer.open(run / "reward").score(question, ["Good day."])
+    [expected] = Scorer.open(str(run / "reward")).score(question, ["Good day."])
     assert row["score"] == pytest.approx(expected, rel=1e-5)
     sampled = {
         "prompt": [{"role": "user", "content": "Hello?"}],
