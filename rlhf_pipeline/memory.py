@@ -85,12 +85,14 @@ def adapters_bytes(shape: Shape, *, rank: int, trained: int, frozen: int) -> flo
 
 
 def activation_bytes(shape: Shape, *, tokens: int, width: int, checkpointing: bool) -> float:
-    """What a forward pass over ``tokens`` keeps for the backward pass.
+    """What a forward pass over ``tokens`` keeps for the backward pass, through PEFT's own layers.
 
     With checkpointing a block keeps only its input, and one whole block is there while it is recomputed. The head
     keeps float32 logits and their gradient, for every token.
     """
     block = block_bytes(shape, width)
+    if width < _FLOAT32:  # PEFT keeps the inputs of the attention's and the MLP's adapters in float32 besides
+        block += 2 * _FLOAT32 * shape.hidden
     kept = shape.layers * shape.hidden * width + block if checkpointing else shape.layers * block
     return float(tokens * (kept + 2 * shape.vocabulary * _FLOAT32))
 
@@ -113,15 +115,13 @@ def cache_bytes(shape: Shape, *, tokens: int, width: int) -> float:
 
 
 def block_bytes(shape: Shape, width: int) -> int:
-    """What one Llama block with adapters keeps of one token for the backward pass.
+    """What one Llama block with a role's adapter keeps of one token for the backward pass.
 
-    Eight tensors of the hidden size (the inputs of both norms, of the attention's and the MLP's adapters, queries and
-    the attention's output among them), keys and values, and four of the intermediate size. In half precision both
-    norms keep a float32 copy and what it is cast to as well.
+    Four tensors of the hidden size (the inputs of the attention's and the MLP's adapters, queries and the attention's
+    output), keys and values, and four of the intermediate size; the inputs of both norms are kept in float32.
     """
-    hidden = 6 if width == _FLOAT32 else 8
-    norms = 0 if width == _FLOAT32 else 2 * _FLOAT32 * shape.hidden
-    return (hidden * shape.hidden + 2 * shape.key_value + 4 * shape.intermediate) * width + norms
+    own = 4 * shape.hidden + 2 * shape.key_value + 4 * shape.intermediate
+    return own * width + 2 * _FLOAT32 * shape.hidden
 
 
 def logits_bytes(shape: Shape, *, tokens: int, width: int) -> float:

@@ -56,6 +56,12 @@ def test_checkpointing_keeps_one_block_and_the_inputs_of_the_others() -> None:
     assert activation_bytes(TOY, tokens=11, width=4, checkpointing=True) == 11 * (3 * 2 * 4 + _BLOCK + head)
 
 
+def test_pefts_own_layers_keep_casts_in_half_precision() -> None:
+    """Eight bytes a token for each of the hidden size: what autograd kept before roles had layers of their own."""
+    found = activation_bytes(TOY, tokens=1, width=2, checkpointing=False) - 2 * 7 * 4
+    assert found == 3 * ((4 * 2 + 2 * 1 + 4 * 5) * 2 + 2 * 4 * 2 + 2 * 4 * 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_block_keeps_for_the_backward_pass_what_is_counted(dtype: torch.dtype) -> None:
     one, three = (_kept_bytes(dtype, layers) for layers in (1, 3))
