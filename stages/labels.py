@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 REPORT = "preference_report.json"
 RULES = "rules.jsonl"
+_TELLING = 10
+"""Votes that are all for one place by chance once in five hundred times, as the order of a pair says nothing."""
 
 
 class VotesSection(Section):
@@ -247,7 +249,7 @@ def _by_functions(job: Job, pairs: Sequence[_OpenPair], judged: Sequence[Prefere
     votes = np.array(columns, dtype=np.float64).reshape(len(names), len(pairs)).T
     model = fit_label_model(votes, names)
     for name, column, right in zip(names, columns, checked, strict=True):
-        job.say(_of_function(name, model.functions[name], right, {vote for vote in column if vote}))
+        job.say(_of_function(name, model.functions[name], right, [vote for vote in column if vote]))
     return {
         place: pair.labelled(
             float(probability),
@@ -260,14 +262,14 @@ def _by_functions(job: Job, pairs: Sequence[_OpenPair], judged: Sequence[Prefere
     }
 
 
-def _of_function(name: str, quality: Quality, judges: Proportion, said: set[int]) -> str:
-    """What is known of a labelling function that ``said`` 1, -1 or both, and whether the judges bear it out."""
+def _of_function(name: str, quality: Quality, judges: Proportion, said: Sequence[int]) -> str:
+    """What is known of a labelling function from what it ``said`` (1 or -1), and whether the judges bear it out."""
     if not said:
         return f"{name} abstains on every pair that nobody judges, and so labels none"
     text = f"{name} votes on {quality.coverage:.0%} of the pairs that nobody judges, by the others right on "
     text += f"{quality.accuracy:.0%} of them"
-    if len(said) == 1:
-        text += f", and prefers the {'first' if said == {1} else 'second'} response whatever the two are"
+    if len(said) >= _TELLING and len(set(said)) == 1:
+        text += f", and prefers the {'first' if said[0] == 1 else 'second'} response whatever the two are"
     if judges.value is None:
         return text
     text += (

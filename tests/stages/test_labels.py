@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from rlhf_pipeline.errors import ConfigError, DataError
+from rlhf_pipeline.label_model import Quality
 from rlhf_pipeline.records import Preference, read_jsonl
-from stages import collect, rounds
+from rlhf_pipeline.reliability import proportion
+from stages import collect, labels, rounds
 from stages.collect import Config
 from tests.stages.test_collect import exported, job, pocket_sets, preferences_file, run_folder
 
@@ -99,6 +101,12 @@ def test_what_cannot_work_is_said(tmp_path: Path, functions: str, capsys: pytest
     [agreed] = re.findall(r"functions.first .*judges agree with it on (\d+)%", said)
     assert 30 < int(agreed) < 70
     assert "functions.silent abstains on every pair that nobody judges, and so labels none" in said
+
+
+@pytest.mark.parametrize(("votes", "told"), [([-1] * 9, False), ([-1] * 10, True), ([1] * 99 + [-1], False)])
+def test_few_votes_for_one_place_say_nothing(votes: list[int], told: bool) -> None:
+    said = labels._of_function("f", Quality(coverage=0.5, accuracy=0.7), proportion([]), votes)
+    assert ("prefers the second response whatever" in said) == told
 
 
 def test_mistakes_are_named(tmp_path: Path, functions: str) -> None:
