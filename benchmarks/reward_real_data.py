@@ -173,7 +173,7 @@ def measure(path: Path, name: str, steps: int, limit: int, test: int, seed: int)
         rows = task.part(draw, count * BATCH)
         cpu = train_trl(rows, count, seed, trl)
         own = train_ours(rows, count, seed, same)
-        more = int(cpu / own * count)  # what the stage has time for, as loading is no more than in (a)
+        more = max(1, int(cpu / own * count))  # what the stage has time for, as loading is no more than in (a)
         train_ours(task.part(draw, more * BATCH), more, seed, budget)
     return trl, same, budget
 
