@@ -11,10 +11,10 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_pipeline.errors import ConfigError
 
@@ -102,6 +102,12 @@ class TrainingSection(Section):
     """Optimiser steps between checkpoints, from which an interrupted stage resumes; changes no result."""
     log_every: Annotated[int, NO_EFFECT] = Field(10, ge=1)
     """Optimiser steps between lines of ``metrics.jsonl``, which says no more; the weights are the same."""
+
+    @model_validator(mode="after")
+    def _batches_can_be_divided(self) -> Self:
+        if self.batch_size % (self.micro_batch_size or 1):
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
 
 
 S = TypeVar("S", bound=Section)
@@ -345,7 +351,11 @@ def _explain(schema: type[Section], error: Any, origin: Mapping[str, str], fallb
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(error["input"], dict) and kind == "value_error":  # a rule about several keys names them itself
-        return f"{place}: {message}"
+        words = set(re.findall(r"\w+", message))
+        below = f"{key}." if key else ""
+        set_here = [at for k, at in origin.items() if at == f"--set {k}" and k.startswith(below)]
+        named = [at for at in set_here if at.rpartition(".")[2] in words]
+        return f"{' '.join(named) or place}: {f'{key}: ' if key else ''}{message}"
     return f"{place}: {key}: {message}, found {_show(error['input'])[:80]}"
 
 

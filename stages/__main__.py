@@ -155,13 +155,17 @@ def score(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Prompts with responses, or pairs, in any format.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where scores go, as JSON lines.")] = None,
     format: Annotated[str, typer.Option(help="How rows are written; auto recognises it.")] = "auto",
+    on_bad_rows: Annotated[
+        str, typer.Option(help="error: name rows that cannot be used; drop: leave them out.")
+    ] = "error",
 ) -> None:
     """Score a file of responses with the run's reward model."""
     from stages import score as scoring
     from stages import settings
 
     quiet_libraries()
-    scoring.score(settings.load_to_look(_run_folder(folder)), folder, file, out=out, format=format)
+    given = {"format": format, "on_bad_rows": on_bad_rows}
+    scoring.score(settings.load_to_look(_run_folder(folder)), folder, file, out=out, **given)
 
 
 @app.command()

@@ -45,6 +45,8 @@ def load_pairs(
     read = [p for p in everything if weak or not p.weak]
     if by_none := sum(p.weak for p in everything):
         job.say(f"{by_none:,} pairs that no judge labelled are {'learnt from too' if weak else 'left out'}")
+    elif weak:
+        job.say("every pair was labelled by judges: weak: true adds none (collect.weak makes such pairs)")
     split = split_rule(job)
     decided = [
         p

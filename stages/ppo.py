@@ -100,7 +100,7 @@ class Stop(Section):
     @model_validator(mode="after")
     def _scorings_are_made(self) -> Stop:
         if self.every is None and self.patience is not None:
-            raise ValueError("stop.patience counts scorings, of which stop.every: null makes none")
+            raise ValueError("patience counts scorings, of which every: null makes none")
         return self
 
     @property

@@ -283,7 +283,7 @@ def _judgements(states: Mapping[str, StageState]) -> list[tuple[str, str, str]]:
         note = f"of {_number(metrics.get('agreement_pairs'))} pairs of judgements of one task say the same"
         tiles.append(("agreement", _percent(metrics["agreement"]), note))
     if metrics.get("longer_share") is not None:
-        tiles.append(("longer response chosen", _percent(metrics["longer_share"]), "50 % is no liking for length"))
+        tiles.append(("longer response chosen", _percent(metrics["longer_share"]), "by characters; 50 % is no liking"))
     if metrics.get("left_share") is not None:
         tiles.append(("left side chosen", _percent(metrics["left_share"]), "50 % is no liking for a side"))
     return tiles

@@ -55,6 +55,14 @@ class Loss(Section):
         """Whether ties and divided pairs say something."""
         return self.kind != "bradley_terry" or self.labels == "soft"
 
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Loss:
+        if self.kind == "bradley_terry" and self.tie is not None:
+            raise ValueError("tie is of losses that know ties; kind: bradley_terry has none (rao_kupper, davidson do)")
+        if self.kind == "plackett_luce" and (self.labels == "soft" or self.margins):
+            raise ValueError("kind: plackett_luce reads the order of a ranking, neither labels: soft nor margins")
+        return self
+
 
 class Ensemble(Section):
     """Several adapters on one base, which differ by their seed: head, order of the pairs, and which pairs they see."""
@@ -68,6 +76,14 @@ class Ensemble(Section):
     """Of ``mean_minus_std``: how many standard deviations; raising it trusts less where the members disagree."""
     bootstrap: bool = False
     """Each member learns from as many prompts, drawn with replacement: they differ more, and each sees less."""
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Ensemble:
+        if self.members == 1 and (self.score != "mean" or self.bootstrap):
+            raise ValueError("score and bootstrap are of several members, but members is 1")
+        if self.k != 1 and self.score != "mean_minus_std":
+            raise ValueError(f"k is of score: mean_minus_std, but score is {self.score}")
+        return self
 
 
 class Evaluation(Section):
@@ -119,11 +135,13 @@ class Config(TrainingSection):
     """What is measured, and what is not good enough."""
 
     @model_validator(mode="after")
-    def _several_are_adapters(self) -> Config:
+    def _parts_fit_together(self) -> Config:
         if self.ensemble.members > 1 and self.lora is None:
-            raise ValueError("reward.ensemble has several adapters on one base, so it needs reward.lora")
+            raise ValueError("ensemble has several adapters on one base, so it needs lora")
         if self.rules.learn and self.lora is None:
-            raise ValueError("reward.rules is a second adapter on the base, so it needs reward.lora")
+            raise ValueError("rules is a second adapter on the base, so it needs lora")
+        if "rules" in self.evaluation.stop_on and not self.rules.learn:
+            raise ValueError("evaluation.stop_on has rules, which only rules.learn: true learns and measures")
         return self
 
 

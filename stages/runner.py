@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_pipeline import artifacts, config
-from rlhf_pipeline.errors import PipelineError, TrainingError, UsageError, WaitingForPeople
+from rlhf_pipeline.errors import ConfigError, PipelineError, TrainingError, UsageError, WaitingForPeople
 from stages import BY_NAME, NAMES, Stage, launch
 from stages.beside import Beside
 from stages.job import Job, say
@@ -201,6 +201,11 @@ def _call(stage: Stage, job: Job) -> dict[str, Any]:
             torch.set_num_threads(job.settings.run.threads)
     try:
         metrics: dict[str, Any] = importlib.import_module(f"stages.{stage.name}").run(job)
+    except ConfigError as error:
+        if error.where is None or not config.is_known(type(job.config), error.where):
+            raise
+        where = f"{stage.name}.{error.where}"
+        raise ConfigError(error.what, where=where, advice=error.advice, details=error.details) from None
     except Exception as error:
         if stage.memory and _lacks_memory(error):
             raise _out_of_memory(stage, job) from None

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 _BATCH = 32
 
 
-def score(settings: Settings, run_folder: Path, file: Path, *, out: Path | None = None, format: str = "auto") -> None:
+def score(settings: Settings, run_folder: Path, file: Path, *, out: Path | None = None, **source: str) -> None:
     """Write a JSON line for each row of a file, with the score of each of its responses (the combined reward where the
     reward model knows rules, whose probabilities of being broken are then there too); say how pairs came out.
 
     Args:
         file: any format that holds responses.
         out: the file to write; None is the terminal (or a pipe), and what is said goes to the error stream.
+        source: ``format`` and ``on_bad_rows`` of the file, as in a configuration.
 
     Raises:
-        UsageError: the run has no reward model yet, or there is no such format.
+        UsageError: the run has no reward model yet, or there is no such format or other choice.
         DataError: rows that cannot be used, or are too long.
     """
     from pydantic import ValidationError
@@ -45,10 +46,12 @@ def score(settings: Settings, run_folder: Path, file: Path, *, out: Path | None 
             "there is no reward model yet", where=str(folder), advice=f"rlhf run {run_folder} reward, and then score"
         )
     try:
-        source = SourceConfig(path=str(file), format=format)
+        rows_of = SourceConfig.model_validate({"path": str(file), **source})
     except ValidationError as error:
-        raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, "), where="--format") from None
-    loaded = read_candidates(source, system=settings.data.system)
+        first = error.errors()[0]
+        where = f"--{first['loc'][0]}".replace("_", "-")
+        raise UsageError(first["msg"].removeprefix("Value error, "), where=where) from None
+    loaded = read_candidates(rows_of, system=settings.data.system)
     _note(loaded.summary())
     now = inspect(settings, run_folder).get("reward")
     if now is not None and now.state != "complete":

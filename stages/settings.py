@@ -98,8 +98,11 @@ class Settings(Section):
         batches = {f"{name}.batch_size": getattr(self, name).batch_size for name in ("sft", "reward", "dpo")}
         batches["ppo.rollout_batch / ppo.num_minibatches"] = self.ppo.rollout_batch / self.ppo.num_minibatches
         for key, rows in batches.items():
-            if key.split(".")[0] in self.run.stages and rows % number:
-                raise ValueError(f"{key} is {rows:g}, which run.launch.processes ({number}) does not divide")
+            name = key.split(".")[0]
+            micro = getattr(self.section(BY_NAME[name]), "micro_batch_size", None) or 1
+            if name in self.run.stages and rows % (number * micro):
+                times = f" times {name}.micro_batch_size ({micro})" if micro > 1 else ""
+                raise ValueError(f"{key} is {rows:g}, which run.launch.processes ({number}){times} does not divide")
         return self
 
     @model_validator(mode="after")

@@ -707,7 +707,7 @@ CASES = [
     case(no_cuda, 2, "run.device is cuda", "run.device=cpu"),
     case(four_bits_on_a_cpu, 1, "model.quantization", "CUDA", "none"),
     case(tracker_missing, 2, "wandb is not installed", "pip install wandb"),
-    case(batches_that_do_not_divide, 2, "batch_size", "micro_batch_size", "divisor"),
+    case(batches_that_do_not_divide, 2, "batch_size", "micro_batch_size", "does not divide"),
     case(learning_rate_too_high, 1, "loss|finite|number", "learning_rate"),
     case(learning_rate_too_high_in_the_last_step, 1, "finite|number|nan|inf", "learning_rate"),
     case(learning_rate_too_high_for_ppo, 1, "finite", "learning_rate", kept=UP_TO_REWARD),

@@ -141,6 +141,12 @@ def test_exit_codes_of_the_doctor(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "the doctor only looks"
 
 
+def test_a_key_that_only_the_stage_finds_wrong_is_named_whole(tmp_path: Path) -> None:
+    made = rlhf("run", write_config(tmp_path), "sft", "--set", "sft.lora.top_layers=9")
+    assert made.code == 2
+    assert "sft.lora.top_layers: the model has only 4 layers" in made.err
+
+
 def test_the_doctor_names_a_file_that_stands_for_several_once() -> None:
     shown = rlhf("doctor", ROOT / "configs" / "hh.yaml", "--set", "data.preferences.path=none.jsonl").out
     assert shown.count("none.jsonl: there is no such file") == 1

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from rlhf_pipeline.config import LoraSection, Section, describe, dump, load
+from rlhf_pipeline.config import LoraSection, Section, TrainingSection, describe, dump, load
 from rlhf_pipeline.errors import ConfigError
 
 
@@ -133,6 +133,23 @@ def test_describe_lists_every_key_with_its_help() -> None:
     assert rows["name"] == ("required", "What it is called.")
     assert rows["stage.lora.rank"][0] == "16"
     assert all(text for _, text in rows.values())
+
+
+class Training(Section):
+    stage: TrainingSection = Field(default_factory=TrainingSection)
+    other: TrainingSection = Field(default_factory=TrainingSection)
+
+
+def test_a_rule_about_several_keys_names_the_section_and_the_override_that_broke_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "stage:\n  batch_size: 8\n  epochs: 2\nother: {batch_size: 2}\n")
+    message = "stage: micro_batch_size 3 does not divide batch_size 8"
+    with pytest.raises(ConfigError) as caught:
+        load(Training, path, ["stage.micro_batch_size=3", "stage.epochs=3", "other.micro_batch_size=2"])
+    assert caught.value.details == (f"--set stage.micro_batch_size: {message}",)
+    path.write_text(path.read_text().replace("epochs: 2", "micro_batch_size: 3"))
+    with pytest.raises(ConfigError) as caught:
+        load(Training, path, ["stage.epochs=3"])
+    assert caught.value.details == (f"{path}:1: {message}",)
 
 
 class Both(Section):

@@ -197,6 +197,10 @@ def test_too_few_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"run": {"launch": {"processes": 3}}}, r"sft.batch_size is 4, which run.launch.processes \(3\)"),
         ({"run": {"launch": {"processes": 2}}, "ppo": {"rollout_batch": 5}}, r"ppo.rollout_batch / .* is 5, which"),
+        (
+            {"run": {"launch": {"processes": 2}}, "reward": {"micro_batch_size": 4}},
+            r"reward.batch_size is 4, .* \(2\) times reward.micro_batch_size \(4\) does not divide",
+        ),
         ({"run": {"launch": {"processes": 2}, "parallel": 2}}, "run.parallel must then be 1"),
         (
             {"run": {"launch": {"processes": 2, "strategy": "fsdp2"}}, "dpo": {"lora": None}},

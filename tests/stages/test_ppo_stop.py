@@ -138,7 +138,7 @@ def test_without_scorings_the_last_policy_is_the_result(tmp_path: Path, policies
 
 
 def test_settings_that_cannot_be_met(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"patience counts scorings, of which stop.every: null makes none"):
+    with pytest.raises(ValueError, match=r"patience counts scorings, of which every: null makes none"):
         ppo.Config(stop={"every": None, "patience": 3})
     model = make_inputs(tmp_path)
     with pytest.raises(ConfigError, match=r"ppo.stop.judge: the gold judge reads responses to the built-in prompts"):

@@ -221,7 +221,17 @@ def test_a_learning_curve(llama, tmp_path, monkeypatch):
 
 
 def test_mistakes_in_the_configuration():
-    with pytest.raises(ValueError, match=r"needs reward\.lora"):
-        reward.Config(lora=None, ensemble={"members": 2})
-    with pytest.raises(ValueError, match="above 0 and up to 1"):
-        reward.Config(evaluation={"learning_curve": [2]})
+    def refused(**values):
+        with pytest.raises(ValueError, match="1 validation error") as caught:
+            reward.Config(**values)
+        return str(caught.value)
+
+    assert "needs lora" in refused(lora=None, ensemble={"members": 2})
+    assert "above 0 and up to 1" in refused(evaluation={"learning_curve": [2]})
+    assert "only rules.learn: true" in refused(evaluation={"stop_on": ["rules"]})
+    for loss in ({"tie": 0.5}, {"kind": "plackett_luce", "labels": "soft"}, {"kind": "plackett_luce", "margins": True}):
+        assert "kind: " in refused(loss=loss)
+    assert "members is 1" in refused(ensemble={"score": "min"})
+    assert "members is 1" in refused(ensemble={"bootstrap": True})
+    assert "score is min" in refused(ensemble={"members": 2, "score": "min", "k": 2})
+    reward.Config(ensemble={"members": 2, "score": "mean_minus_std", "k": 2, "bootstrap": True})

@@ -77,6 +77,20 @@ def test_what_cannot_be_scored_is_named(run, tmp_path):
     assert "--format" in made.err
     assert "preference" in made.err, "the formats that there are"
     assert "this was not foreseen" not in made.err
+    made = rlhf("score", run, lines(tmp_path / "p.jsonl", pairs), "--on-bad-rows", "skip")
+    assert made.code == 2
+    assert "--on-bad-rows: Input should be 'error' or 'drop'" in made.err
+
+
+def test_bad_rows_are_left_out_on_request(run, tmp_path):
+    file = lines(tmp_path / "p.jsonl", [PAIRS[0].to_json(), {"prompt": "Hello?"}])
+    made = rlhf("score", run, file)
+    assert made.code == 1
+    assert "on_bad_rows: drop" in made.err
+    rows, said = scored(run, file, "--on-bad-rows", "drop")
+    assert len(rows) == 1
+    assert "1 responses from 2 rows" in said
+    assert "left out 1: 1 missing column" in said
 
 
 def test_a_reward_model_that_is_not_the_runs_any_more(run, tmp_path):
