@@ -1,7 +1,8 @@
-"""The rows of a batch through a classifier in groups of like length, so that less of what is computed is padding.
+"""The rows of a batch through a model in groups of like length, so that less of what is computed is padding.
 
-Batches are of pairs of like length (:func:`rlhf_pipeline.training.plan`), but one side of a pair can be much shorter
-than the other. Scores and gradients are those of the whole batch, but for rounding.
+Reward models have batches of pairs of like length (:func:`rlhf_pipeline.training.plan`), but one side of a pair can be
+much shorter than the other; PPO's minibatches are drawn by lot. Outputs and gradients are those of the whole batch, but
+for rounding.
 """
 
 from __future__ import annotations
@@ -39,19 +40,26 @@ def _divided(order: list[int], lengths: Sequence[int], least: int) -> list[list[
     return [*_divided(order[:cut], lengths, least), *_divided(order[cut:], lengths, least)]
 
 
-def groups_for(model: Any, lengths: Sequence[int]) -> list[list[int]]:
-    """The groups in which rows of these lengths go through this model.
+def pass_cost(model: Any) -> int | None:
+    """How many tokens of padding one more pass through this model has to save.
 
-    One, in the order in which they came, where the model is small, on a GPU (where it was not measured), and in one of
-    several processes (which make all passes together).
+    None where rows stay together: where the model is small, on a GPU (where it was not measured), and in one of several
+    processes (which make all passes together).
     """
     if (
         next(model.parameters()).device.type == "cpu"
         and processes.world() == 1
         and model.num_parameters(exclude_embeddings=True) >= _SMALL
     ):
-        return length_groups(lengths, _TOKENS)
-    return [list(range(len(lengths)))]
+        return _TOKENS
+    return None
+
+
+def groups_for(model: Any, lengths: Sequence[int]) -> list[list[int]]:
+    """The groups in which rows of these lengths go through this model: one, in the order in which they came, where
+    :func:`pass_cost` has no price."""
+    least = pass_cost(model)
+    return [list(range(len(lengths)))] if least is None else length_groups(lengths, least)
 
 
 def classify(model: Any, input_ids: Tensor, attention_mask: Tensor, **given: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_pipeline import processes
 from rlhf_pipeline.errors import TrainingError
 from rlhf_pipeline.generation import Sampled, ending_with, generate
+from rlhf_pipeline.length_groups import length_groups, pass_cost
 from rlhf_pipeline.logprobs import (
     Sequences,
     in_order,
@@ -42,6 +43,7 @@ class Rollout:
         sampling_logprobs: of each token under what it was drawn from, as the decoder computed it, ``(batch,
             response_len)``, 0 where masked.
         below: the states of the layers that every role shares, where they are kept.
+        pass_cost: what a further pass costs in tokens (:func:`rlhf_pipeline.length_groups.pass_cost`).
     """
 
     prompts: list[list[int]]
@@ -51,6 +53,7 @@ class Rollout:
     sampling_logprobs: Tensor
     pad_id: int
     below: KeptStates | None = None
+    pass_cost: int | None = None
 
     @staticmethod
     def of(prompts: Sequence[list[int]], sampled: Sequence[Sampled], *, pad_id: int, device: torch.device) -> Rollout:
@@ -95,16 +98,22 @@ class Rollout:
     def minibatches(self, count: int, token_budget: int, seed: int) -> list[list[list[int]]]:
         """All rows once, in random minibatches of equal size (±1), each as micro-batches within the token budget.
 
-        Of every minibatch, a process among several has the micro-batches that are its own.
+        Of every minibatch, a process among several has the micro-batches that are its own. Where further passes have a
+        price, micro-batches are divided as long as that saves more padding.
         """
         order = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(seed)).tolist()
         lengths = [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
         minibatches = []
         for place in range(count):
             rows = order[place::count]
-            groups = _dealt([lengths[i] for i in rows], token_budget)
-            minibatches.append([[rows[i] for i in group] for group in groups])
+            groups = [[rows[i] for i in group] for group in _dealt([lengths[i] for i in rows], token_budget)]
+            minibatches.append([part for group in groups for part in self._of_like_length(group, lengths)])
         return minibatches
+
+    def _of_like_length(self, rows: list[int], lengths: Sequence[int]) -> list[list[int]]:
+        if self.pass_cost is None:
+            return [rows]
+        return [[rows[i] for i in part] for part in length_groups([lengths[i] for i in rows], self.pass_cost)]
 
 
 def _dealt(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -152,7 +161,8 @@ def sample(
     own = {place: s.logprobs for place, s in zip(mine, sampled, strict=True)}
     of_all = [Sampled(ids, bool(ended), own.get(place, [])) for place, (ended, *ids) in enumerate(rows)]
     made = Rollout.of(prompts, of_all, pad_id=chat.pad_id, device=roles.base.device)
-    return replace(made, sampling_logprobs=processes.add_up(made.sampling_logprobs))
+    drawn = processes.add_up(made.sampling_logprobs)
+    return replace(made, sampling_logprobs=drawn, pass_cost=pass_cost(roles.base))
 
 
 @dataclass(frozen=True)

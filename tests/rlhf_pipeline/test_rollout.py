@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from rlhf_pipeline import length_groups
 from rlhf_pipeline.config import LoraSection
 from rlhf_pipeline.errors import TrainingError
 from rlhf_pipeline.generation import Sampled
@@ -20,6 +24,7 @@ from rlhf_pipeline.rollout import (
     measure,
     normalise_head,
     prompt_order,
+    sample,
 )
 from tests.rlhf_pipeline.test_generation import tiny
 
@@ -60,6 +65,24 @@ def test_minibatches_hold_every_row_once() -> None:
         lengths = [len(rollout.prompts[i]) + len(rollout.responses[i]) for i in rows]
         assert len(rows) == 1 or max(lengths) * len(rows) <= 14
     assert rollout.minibatches(5, 14, seed=1) == minibatches != rollout.minibatches(5, 14, seed=2)
+
+
+def test_micro_batches_are_divided_where_that_saves_more_than_a_pass_costs() -> None:
+    sampled = [Sampled([9] * length, True) for length in (9, 1, 8, 2)]
+    rollout = Rollout.of([[5]] * 4, sampled, pad_id=0, device=torch.device("cpu"))
+    [whole] = rollout.minibatches(1, 100, seed=1)
+    assert whole == [[0, 2, 3, 1]]
+    # of 2, 3 | 9, 10 tokens the cut saves 2 × 7
+    assert replace(rollout, pass_cost=15).minibatches(1, 100, seed=1) == [[[1, 3, 2, 0]]]
+    assert replace(rollout, pass_cost=14).minibatches(1, 100, seed=1) == [[[1, 3], [2, 0]]]
+
+
+def test_a_sampled_rollout_knows_what_a_pass_costs(roles: Roles, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = SimpleNamespace(stop_ids=frozenset({33}), pad_id=0)
+    ways = {"max_new_tokens": 2, "temperature": 1.0, "batch_size": 4, "seed": 0}
+    assert sample(roles, "policy", PROMPTS, chat, **ways).pass_cost is None, "the model is small"
+    monkeypatch.setattr(length_groups, "_SMALL", 0)
+    assert sample(roles, "policy", PROMPTS, chat, **ways).pass_cost == length_groups._TOKENS
 
 
 def test_each_role_is_asked_about_its_tokens(roles: Roles) -> None:
