@@ -7,7 +7,7 @@ Every arm starts from the same base and gets the same token ids. TRL has its def
 bfloat16 needs (``use_cpu``, ``bf16=False``), and as many steps as it is given. Then the stage trains all weights twice
 with TRL's hyper-parameters: (a) for as many steps on the same pairs, so that nothing differs but the composition of the
 batches and a decoder's head at the start (TRL's is random, the stage's zero); (b) for as many steps as there is time
-for in the CPU time that TRL took. Each half of the prompts is held out once.
+for in the CPU time that TRL took. Each half of the prompts is held out once in every seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,13 +55,13 @@ TRL_HYPERPARAMETERS = {"schedule": "linear", "warmup": 0.0, "centering": 0.0}  #
 HEADER = """# Reward models on real preferences, beside TRL
 
 `python benchmarks/reward_real_data.py {files}
---models {models} --steps {steps} --max-length {lengths} --test {test} --seed {seed}
+--models {models} --steps {steps} --max-length {lengths} --test {test} --seeds {seeds}
 --out benchmarks/reward_real_data.md`, {date}, one thread of a CPU with other work beside it, TRL {trl}.
 
-Each half of the prompts is held out once, and at most {test} (by model) of its pairs measured. TRL's RewardTrainer has
-its defaults (all weights, batches of 8, 1e-4, recomputed activations) for the steps named, or for three epochs where
-that is less. Ours is the stage with the same hyper-parameters and base: (a) for the same steps on the same pairs, (b)
-in TRL's CPU time, on more pairs where there are more. Pairs that are too long for the model are left out.
+Each half of the prompts is held out once in every seed, and at most {test} (by model) of its pairs measured. TRL's
+RewardTrainer has its defaults (all weights, batches of 8, 1e-4, recomputed activations) for the steps named, or for
+three epochs where that is less. Ours is the stage with the same hyper-parameters and base: (a) for the same steps on
+the same pairs, (b) in TRL's CPU time, on more pairs where there are more. Pairs that are too long are left out.
 
 ## Accuracy on held-out prompts
 
@@ -96,6 +96,12 @@ class Arm:
     padded: int = 0
     real: int = 0
 
+    @staticmethod
+    def together(arms: Sequence[Arm]) -> Arm:
+        """The same way in several seeds."""
+        names = [one.name for one in fields(Arm)]
+        return Arm(*(sum((getattr(arm, name) for arm in arms[1:]), getattr(arms[0], name)) for name in names))
+
     def accuracy(self) -> Share:
         return reward_evaluation.accuracy(self.scored)
 
@@ -123,7 +129,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 3], help="TRL's, by model; at most 3 epochs")
     parser.add_argument("--max-length", type=int, nargs="+", default=[512, 192], help="tokens of a row, by model")
     parser.add_argument("--test", type=int, nargs="+", default=[400, 100], help="measured pairs of a half, at most")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the split and the trainings")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reward_real_data", help="keeps finished cases")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -132,15 +138,17 @@ def main() -> None:
     for path in given.files:
         for name, steps, limit, test in zip(given.models, given.steps, given.max_length, given.test, strict=True):
             label = f"{path.name.split('.')[0]} | {name if name in ('pocket', 'minilm') else Path(name).name} | {steps}"
-            case = (str(path), name, steps, limit, test, given.seed)
-            found.append((label, kept(given.runs, label.replace(" | ", "-"), case)))
+            cases = [(str(path), name, steps, limit, test, seed) for seed in given.seeds]
+            of_seeds = [kept(given.runs, f"{label.replace(' | ', '-')}-{case[-1]}", case) for case in cases]
+            trl, same, budget = (Arm.together(arms) for arms in zip(*of_seeds, strict=True))
+            found.append((label, (trl, same, budget)))
             accuracies.append(accuracy_line(label, *found[-1][1]))
             speeds.append(speed_line(label, *found[-1][1]))
             print(accuracies[-1], speeds[-1], sep="\n", flush=True)
     text = HEADER.format(
         files=" ".join(path.name for path in given.files),
         **{key: " ".join(map(str, value)) for key, value in (("steps", given.steps), ("lengths", given.max_length))},
-        models=" ".join(given.models), test=" ".join(map(str, given.test)), seed=given.seed,
+        models=" ".join(given.models), test=" ".join(map(str, given.test)), seeds=" ".join(map(str, given.seeds)),
         date=time.strftime("%d %B %Y", time.gmtime()), trl=trl_version(),
         accuracies="\n".join(accuracies), speeds="\n".join(speeds), verdict=verdict(found),
     )  # fmt: skip

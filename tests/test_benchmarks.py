@@ -50,6 +50,9 @@ def test_reward_models_beside_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "--test",
         "6",
         "4",
+        "--seeds",
+        "0",
+        "1",
         "--runs",
         str(tmp_path),
     ]
@@ -58,8 +61,8 @@ def test_reward_models_beside_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = [line.split(" | ") for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| pairs |")]
     assert [line[1:3] for line in lines] == [["decoder", "2"], ["encoder", "1"]] * 2
     accuracies, speeds = lines[:2], lines[2:]
-    assert [line[3] for line in accuracies] == ["12", "8"], "six and four of each half"
-    assert [line[3] for line in speeds] == ["32", "16"], "two halves, two steps or one, eight pairs each"
+    assert [line[3] for line in accuracies] == ["24", "16"], "six and four of each half in two seeds"
+    assert [line[3] for line in speeds] == ["64", "32"], "two seeds, two halves, two steps or one, eight pairs each"
     assert all(float(cell) >= 1 for line in speeds for cell in (line[5], line[8])), "padding adds tokens"
 
 
