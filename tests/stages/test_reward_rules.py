@@ -192,7 +192,7 @@ def test_a_finished_rule_model_is_kept_when_the_rest_is_interrupted(llama, finis
 
 
 def test_what_cannot_be_learnt_is_said_and_can_end_the_chain(llama, tmp_path):
-    with pytest.raises(ValueError, match=r"needs reward\.lora"):
+    with pytest.raises(ValueError, match="rules is a second adapter on the base, so it needs lora"):
         reward.Config(lora=None, rules={"learn": True})
     given = inputs(llama, tmp_path)
     config = reward.Config(**FAST, rules={**LEARN, "least": 100})
