@@ -1,5 +1,5 @@
-"""The order of the whole suite: files with the most slow tests first, so that none is left for the end alone; and a
-judged round for whoever looks at results."""
+"""The order of the whole suite: long files first, so that none is left for the end alone; and a judged round for
+whoever looks at results."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort by file; the order within a file stays (give xdist ``--no-loadscope-reorder``, or it sorts by number)."""
+    """Sort by file; the order within a file stays (give xdist ``--no-loadscope-reorder``, or it sorts by number).
+
+    Files with the most slow tests come first, then those of the whole program, of the stages, the app and the library.
+    """
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (-slow[item.path], item.path))
+    kinds = ["tests", "stages", "browser", "annotation_ui"]
+
+    def place(item: pytest.Item) -> tuple[int, int, Path]:
+        folder = item.path.parent.name
+        return -slow[item.path], kinds.index(folder) if folder in kinds else len(kinds), item.path
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
