@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,21 @@ import pytest
 from rlhf_pipeline.artifacts import file_digest
 from stages import NAMES
 from tests import forks
-from tests.command_line import ROOT, STEPS, complete_stages, rlhf, write_config
+from tests.command_line import STEPS, complete_stages, rlhf, write_config
 
 pytestmark = pytest.mark.slow
 
 # Large enough that every stage is still at work when its first results are on the disk.
-STEADY = {**STEPS, "epochs": 4, "max_steps": 20, "save_every": 3}
+STEADY = {**STEPS, "epochs": 4, "max_steps": 10, "save_every": 3}
 SETTINGS: dict[str, Any] = {
     "data": {"demonstrations": {"path": "pocket", "limit": 60}, "prompts": {"path": "pocket", "limit": 160}},
     "sft": STEADY,
-    "sample": {"prompts": 110, "held_out_prompts": 20, "responses": 3, "max_new_tokens": 8},
+    "sample": {"prompts": 110, "held_out_prompts": 10, "responses": 3, "max_new_tokens": 8},
     "collect": {"pairs_per_prompt": 3, "overlap": 2},
     "reward": STEADY,
     "dpo": STEADY,
-    "ppo": {"iterations": 8, "rollout_batch": 6},
-    "evaluate": {"prompts": 40, "max_new_tokens": 24},
+    "ppo": {"iterations": 5, "rollout_batch": 4, "stop": {"prompts": 8}},
+    "evaluate": {"prompts": 16, "max_new_tokens": 16},
 }
 RESULTS = {
     "sft": "adapter/adapter_model.safetensors",
@@ -85,13 +85,19 @@ def evidence(stage: str) -> Callable[[Path], bool]:
     return lambda run: any(path.suffix != ".partial" for path in run.glob(pattern))
 
 
-def wait_until(is_under_way: Callable[[Path], bool], run: Path, ended: Callable[[], bool]) -> None:
+def wait_until(is_under_way: Callable[[Path], bool], run: Path, running: BaseProcess) -> None:
     """Return once there is evidence of work."""
     end = time.monotonic() + 200
     while not is_under_way(run):
-        assert not ended(), "it ended before it came to the middle"
+        assert running.is_alive(), "it ended before it came to the middle"
         assert time.monotonic() < end, "it never came to the middle"
         time.sleep(0.002)
+
+
+def pause(pid: int | None) -> None:
+    """Let a process wait, so that it does not end while it is looked at."""
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
 
 
 def kill_in_the_middle(settings: Path, run: Path, stage: str) -> None:
@@ -99,7 +105,8 @@ def kill_in_the_middle(settings: Path, run: Path, stage: str) -> None:
     said = run.parent / "said.txt"
     running = forks.start_rlhf("run", settings, said=said)
     try:
-        wait_until(evidence(stage), run, lambda: not running.is_alive())
+        wait_until(evidence(stage), run, running)
+        pause(running.pid)
         during = rlhf("status", run, "--json").states() if stage in ("sft", "ppo") else {stage: "running"}
     finally:
         running.kill()
@@ -135,7 +142,7 @@ def test_killed_in_the_middle(stage: str, undisturbed: Path, tmp_path: Path) -> 
     assert not [path.name for path in (run / stage).iterdir() if path.name in ("checkpoints", "fingerprint.json")]
 
 
-def children(pid: int) -> list[int]:
+def children(pid: int | None) -> list[int]:
     """Processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -150,18 +157,27 @@ def test_killed_with_a_stage_beside(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copy(undisturbed / "judgements.db", run)
     settings = write_config(tmp_path, {**SETTINGS, "run": {"parallel": 2}})
 
-    command = [sys.executable, "-m", "stages", "run", str(settings)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-        wait_until(evidence("dpo"), run, lambda: running.poll() is not None)
-        during = rlhf("status", run, "--json").states()
+    running = forks.start_rlhf("run", settings, said=tmp_path / "said.txt")
+    try:
+        wait_until(evidence("dpo"), run, running)
+        pause(running.pid)
         beside = children(running.pid)
+        for pid in beside:
+            pause(pid)
+        during = rlhf("status", run, "--json").states()
+    finally:
         running.kill()
+        running.join()
+    for pid in beside:
+        os.kill(pid, signal.SIGCONT)
     assert during["dpo"] == "running"
     assert beside, "no stage ran beside another"
     end = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in beside):
-        assert time.monotonic() < end, "an orphan goes on writing into the run folder"
+        assert time.monotonic() < end, "an orphan goes on"
         time.sleep(0.01)
+    last = run / "dpo.partial" / "checkpoints" / f"checkpoint-{STEADY['max_steps']}"
+    assert not last.exists(), "an orphan went on writing into the run folder"
 
     with forks.instead_of_spawned():
         again = rlhf("run", settings)
@@ -191,7 +207,7 @@ def test_killed_at_the_very_end(
     assert rlhf("status", run, "--json").states() == {"sft": "interrupted"}
     again = rlhf("run", settings)
     assert again.code == 0, again.err
-    assert "resuming at step 20 of 20" in again.out, again.out
+    assert "resuming at step 10 of 10" in again.out, again.out
     assert complete_stages(run) == {"sft"}
     assert file_digest(run / "sft" / RESULTS["sft"]) == file_digest(undisturbed / "sft" / RESULTS["sft"])
 
