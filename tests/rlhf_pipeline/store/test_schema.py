@@ -21,6 +21,11 @@ from rlhf_pipeline.store.tables import metadata
 HERE = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def quick_new_stores() -> None:
+    """Here every store goes through the migrations themselves."""
+
+
 @pytest.fixture
 def first_version(location: str) -> str:
     """A store that version 1 made and people judged in: a revision, an undo, a skip, late work, retired tasks."""
