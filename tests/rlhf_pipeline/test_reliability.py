@@ -91,7 +91,7 @@ CASES = {"paper": anaesthetists(), "four": planted(0), "three": planted(1, each=
 
 
 @pytest.mark.parametrize("labels", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("iterations", [1, 3, 60])
+@pytest.mark.parametrize("iterations", [1, 3, 20])
 def test_posteriors_equal_crowd_kits(labels: Labels, iterations: int) -> None:
     oracle = CrowdKit(n_iter=iterations, tol=-float("inf")).fit_predict_proba(frame(labels))
     model = dawid_skene(labels, iterations=iterations, tolerance=0.0)
