@@ -751,12 +751,22 @@ def test_the_program_exits_as_it_says(make: Callable[[Place], Command], code: in
     check(program(*make(place)), code, (says,))
 
 
-@pytest.mark.parametrize("key", ["model.name", "data.demonstrations"])
-def test_the_hub_without_a_network(key: str, place: Place) -> None:
-    value = "nobody/nothing" if key == "model.name" else "{path: nobody/nothing}"
-    command = ["run", place.config(), "sft", "--set", f"{key}={value}"]
-    result = program(*command, environment={"HF_HUB_OFFLINE": "1", "HF_HOME": str(place.folder / "hub")})
-    check(result, 1, ("nobody/nothing", "hub", "give (the|their) folder"))
+def test_the_hub_without_a_network(place: Place) -> None:
+    """Both in one program of its own, which spends its time on imports."""
+    commands = [
+        [*map(str, ["run", place.config(), "sft", "--set", f"{key}={value}"])]
+        for key, value in {"model.name": "nobody/nothing", "data.demonstrations": "{path: nobody/nothing}"}.items()
+    ]
+    calls = "import json, sys\nfrom tests.command_line import rlhf\n"
+    calls += "print(json.dumps([vars(rlhf(*command)) for command in json.loads(sys.argv[1])]))"
+    ended = subprocess.run(
+        [sys.executable, "-c", calls, json.dumps(commands)],
+        capture_output=True, text=True, cwd=ROOT, timeout=200,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(place.folder / "hub")},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    for found in json.loads(ended.stdout.splitlines()[-1]):
+        check(Result(**found), 1, ("nobody/nothing", "hub", "give (the|their) folder"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="made for root, who may everything")

@@ -137,7 +137,8 @@ def test_a_second_run_does_nothing(demo: Path) -> None:
 )
 def test_a_changed_setting_makes_anew_what_follows(change: str, made_anew: set[str], demo: Path) -> None:
     before = digests(demo)
-    again = rlhf("run", demo, "--set", f"run.folder={demo}", "--set", change)
+    alone = ["--set", "run.parallel=1"]  # the demo itself was made by two processes, the second of which starts slowly
+    again = rlhf("run", demo, "--set", f"run.folder={demo}", *alone, "--set", change)
     assert again.code == 0, again.err
     after = digests(demo)
     assert {name for name in NAMES if after[name] != before[name]} == made_anew
