@@ -40,7 +40,7 @@ give_back_freed_memory()
 from stages import ppo, settings
 from stages.job import Job
 
-ppo.SCALE_RESPONSES = 8  # what scores are measured by needs less memory than learning
+ppo.max = lambda *_: 8  # responses that measure the scale of scores: sampling so many needs less memory than learning
 folder = Path(sys.argv[1])
 chosen = settings.load(folder / "run.yaml")
 inputs = {name: SimpleNamespace(folder=folder / name) for name in ("sft", "reward")}
