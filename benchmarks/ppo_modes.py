@@ -2,8 +2,9 @@
 
     python benchmarks/ppo_modes.py --seeds 0 1 2 3 4 --out benchmarks/ppo_modes.md
 
-The pocket model. One chain up to the reward model has adapters on all layers, one on the upper half; PPO starts from
-them in every mode and seed, in a process of its own. What is finished in ``--runs`` is not run again.
+The pocket model on the demo's chain. One chain up to the reward model has adapters on all layers, one on the upper
+half; PPO starts from them in every mode and seed, in a process of its own. What is finished in ``--runs`` is not run
+again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,25 +31,26 @@ from stages import ppo, settings
 from stages.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAIN = {"run.stages": "[sft, sample, collect, reward]", "sample.prompts": 300, "collect.pairs_per_prompt": 2}
+CHAIN = {"run.stages": "[sft, sample, collect, reward]"}
 TOP = {"sft.lora.top_layers": 2, "reward.lora.top_layers": 2}
 CHAINS: dict[str, dict[str, Any]] = {"all": {}, "top": TOP}
-MODES: dict[str, tuple[str, str]] = {  # the chain that PPO starts from, and what values are read from
-    "plain": ("all", "adapter"),
-    "policy_trunk": ("all", "policy_trunk"),
-    "reward_features": ("all", "reward_features"),
-    "top_layers: 2": ("top", "adapter"),
-    "top_layers: 2, policy_trunk": ("top", "policy_trunk"),
+TRUNK = {"ppo.critic.on": "policy_trunk"}
+MODES: dict[str, tuple[str, dict[str, Any]]] = {  # the chain that PPO starts from, and what is set
+    "plain": ("all", {}),
+    "reward_features": ("all", {"ppo.critic.on": "reward_features"}),
+    "policy_trunk": ("all", TRUNK),
+    "rloo": ("all", {"ppo.estimator": "rloo", "ppo.samples_per_prompt": 4}),
+    "top_layers 2, policy_trunk": ("top", TRUNK),
 }
 HEADER = """# PPO's cheaper modes
 
 `python benchmarks/ppo_modes.py --seeds {seeds} --modes {modes} --iterations {iterations} --out benchmarks/ppo_modes.md`
 
 The pocket model, float32, one thread; `configs/demo.yaml` with {iterations} iterations of 128 responses, from one SFT
-policy and one reward model with adapters on all layers, and from others with adapters on the upper 2 of 4. Gold is the
-gold judge's mean over {responses} held-out prompts, with the 95 % interval over seeds; the difference is to the plain
-mode with the same seed. CPU seconds are of the whole stage, two held-out scorings included; memory is what the process
-grew by. Means over seeds. {date}.
+policy and one reward model with adapters on all layers, and from others with adapters on the upper 2 of 4. `rloo` has 4
+responses to each prompt. Gold is the gold judge's mean over {responses} held-out prompts, with the 95 % interval over
+seeds; the difference is to the plain mode with the same seed. CPU seconds are of the whole stage, two held-out scorings
+included; memory is what the process grew by. Means over seeds. {date}.
 
 | mode | seeds | gold of SFT | gold | difference | KL | CPU s | time | peak MiB | memory |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -74,10 +77,10 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES if mode == "plain" or mode in arguments.modes}
     for seed in arguments.seeds:
         for mode, measured in found.items():
-            chain, critic = MODES[mode]
-            folder = arguments.runs / f"{chain}-{critic}-{arguments.iterations}-{seed}"
+            chain, changes = MODES[mode]
+            folder = arguments.runs / f"{re.sub(r'[^a-z0-9]+', '-', mode)}-{arguments.iterations}-{seed}"
             if not (folder / "result.json").exists():
-                run_ppo(arguments.runs / chain, folder, critic, seed, arguments.iterations)
+                run_ppo(arguments.runs / chain, folder, changes, seed, arguments.iterations)
             measured.append(json.loads((folder / "result.json").read_text()))
             print(f"seed {seed}, {mode}: {measured[-1]}", flush=True)
     values = {
@@ -99,7 +102,7 @@ def run_chain(folder: Path, changes: dict[str, Any]) -> None:
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-def run_ppo(chain: Path, folder: Path, critic: str, seed: int, iterations: int) -> None:
+def run_ppo(chain: Path, folder: Path, changes: dict[str, Any], seed: int, iterations: int) -> None:
     """PPO in one mode and seed, in a fork of this process; writes ``result.json``."""
     shutil.rmtree(folder, ignore_errors=True)  # an interrupted try would be resumed, and its seconds lost
     folder.mkdir(parents=True)
@@ -108,7 +111,7 @@ def run_ppo(chain: Path, folder: Path, critic: str, seed: int, iterations: int) 
         status = 1
         try:
             stop = {"every": iterations, "prompts": 300, "judge": "gold", "keep": "last"}
-            changes = {"ppo.iterations": iterations, "ppo.critic.on": critic, "ppo.stop": json.dumps(stop)}
+            changes = {**changes, "ppo.iterations": iterations, "ppo.stop": json.dumps(stop)}
             chosen = settings.load(chain, [f"{key}={value}" for key, value in changes.items()])
             inputs: Any = {name: SimpleNamespace(folder=chain / name) for name in ("sft", "reward")}
             ppo.run(Job(chosen.ppo, chosen, folder, inputs, chain, seed, "cpu"))
