@@ -52,7 +52,8 @@ from rlhf_pipeline.trainer_processes import Together
 # sake of one kind of device. The numbers are the same; on a CPU this halves the time of the head.
 trl_utils._use_triton = lambda device: True  # type: ignore[attr-defined]
 
-_WINDOW = 8  # batches among which rows are sorted by length: little padding, and still mixed
+WINDOW = 8
+"""Batches among which rows are sorted by length: little padding, and still mixed."""
 
 
 class _Quiet(Together):
@@ -109,7 +110,13 @@ class Plan:
 
 
 def plan(
-    section: TrainingSection, lengths: Sequence[int], *, seed: int, world: int | None = None, micro: int | None = None
+    section: TrainingSection,
+    lengths: Sequence[int],
+    *,
+    seed: int,
+    world: int | None = None,
+    micro: int | None = None,
+    window: int = WINDOW,
 ) -> Plan:
     """Lay out the training rows: a new permutation in each epoch, batches of like length, in random order.
 
@@ -121,6 +128,7 @@ def plan(
         seed: of the order.
         world: processes that share a batch; null: those at work.
         micro: rows in one forward pass where ``section`` leaves it open.
+        window: batches among which rows are sorted by length; 1 leaves each batch a random one.
 
     Raises:
         ConfigError: the batch cannot be divided into micro-batches.
@@ -142,9 +150,9 @@ def plan(
         order += draw.sample(range(len(lengths)), len(lengths))
     order = order[:rows]
     arranged: list[int] = []
-    for start in range(0, rows, _WINDOW * section.batch_size):
-        window = sorted(order[start : start + _WINDOW * section.batch_size], key=lambda i: lengths[i])
-        batches = [window[i : i + section.batch_size] for i in range(0, len(window), section.batch_size)]
+    for start in range(0, rows, window * section.batch_size):
+        among = sorted(order[start : start + window * section.batch_size], key=lambda i: lengths[i])
+        batches = [among[i : i + section.batch_size] for i in range(0, len(among), section.batch_size)]
         short = batches.pop() if len(batches[-1]) < section.batch_size else []
         draw.shuffle(batches)
         arranged += [i for batch in [*batches, short] for i in batch]

@@ -55,6 +55,7 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
     import torch
 
     from rlhf_pipeline import training
+    from rlhf_pipeline.length_groups import pass_cost
     from rlhf_pipeline.linear_probe import fit_head
 
     config: Config = job.config
@@ -62,9 +63,11 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
     lengths = [len(pair) for pair in judged.pairs]
     if rows is not None:
         lengths = [max(map(len, row["responses"])) for row in rows]
-    steps = training.plan(config, lengths, seed=seed)
     torch.manual_seed(seed)
     classifier = start(job, base)
+    # Batches that are divided by length have little padding anyway, and random ones teach more in as many steps.
+    window = training.WINDOW if pass_cost(classifier) is None else 1
+    steps = training.plan(config, lengths, seed=seed, window=window)
     if config.ensemble.members > 1:
         _draw_head(classifier)
     if config.head_first and not (folder / "checkpoints").is_dir():

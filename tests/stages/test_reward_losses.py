@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf_pipeline import length_groups, training
 from rlhf_pipeline import preference_losses as losses
 from rlhf_pipeline.encoding import EncodedPair
 from rlhf_pipeline.metrics import read_metrics
@@ -109,6 +110,16 @@ def test_a_step_of_the_stage_has_the_loss_of_the_pure_function(config, expected,
     [line] = read_metrics(made.folder / "metrics.jsonl")
     assert line["loss"] == pytest.approx((each * weight).sum().item() / weight.sum().item(), abs=1e-5)
     assert (chosen - rejected).abs().min() > 0.01, "scores that differ"
+
+
+@pytest.mark.parametrize(("small", "window"), [(10**9, training.WINDOW), (0, 1)])
+def test_batches_that_are_divided_by_length_are_random(small, window, llama, tmp_path, monkeypatch) -> None:
+    windows: list[int] = []
+    original = training.plan
+    monkeypatch.setattr(length_groups, "_SMALL", small)
+    monkeypatch.setattr(training, "plan", lambda *a, **given: windows.append(given["window"]) or original(*a, **given))
+    learn(llama, PAIRS, tmp_path / "reward", monkeypatch, max_steps=1)
+    assert windows == [window]
 
 
 def test_a_step_on_a_whole_ranking(llama, tmp_path, monkeypatch) -> None:
