@@ -48,7 +48,7 @@ data:
   demonstrations: {{path: {data}/preferences.jsonl}}
   preferences: {{path: {data}/preferences.jsonl}}
   held_out: 8
-sft: {{max_steps: 2, warmup: 0, batch_size: 4, max_length: 64}}
+sft: {{max_steps: 2, learning_rate: 1.0e-9, warmup: 0, batch_size: 4, max_length: 64}}  # lengths stay the model's
 collect: {{judges: imported}}
 reward: {{max_steps: 2, warmup: 0, batch_size: 4, max_length: 64}}
 ppo: {{rollout_batch: 16, num_ppo_epochs: 4, num_minibatches: 1, max_new_tokens: 48}}

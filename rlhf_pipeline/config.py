@@ -334,7 +334,8 @@ def _explain(schema: type[Section], error: Any, origin: Mapping[str, str], fallb
     parts = [
         p
         for p in parts
-        if not re.fullmatch(r"(literal|list|str|int|float|bool|dict|function-\w+)\[?.*\]?", p) or p in origin
+        if not re.fullmatch(r"(literal|list|str|int|float|bool|dict|function-\w+|constrained-\w+)\[?.*\]?", p)
+        or p in origin
     ]
     key = ".".join(parts)
     place = next(

@@ -52,8 +52,7 @@ from rlhf_pipeline.trainer_processes import Together
 # sake of one kind of device. The numbers are the same; on a CPU this halves the time of the head.
 trl_utils._use_triton = lambda device: True  # type: ignore[attr-defined]
 
-WINDOW = 8
-"""Batches among which rows are sorted by length: little padding, and still mixed."""
+WINDOW = 8  # batches among which rows are sorted by length: little padding, and still mixed
 
 
 class _Quiet(Together):
@@ -128,7 +127,7 @@ def plan(
         seed: of the order.
         world: processes that share a batch; null: those at work.
         micro: rows in one forward pass where ``section`` leaves it open.
-        window: batches among which rows are sorted by length; 1 leaves each batch a random one.
+        window: batches among which rows are sorted by length; 1 leaves all of them random.
 
     Raises:
         ConfigError: the batch cannot be divided into micro-batches.
@@ -243,11 +242,7 @@ def processing_class(text: Text) -> Any:
 
 
 def train(
-    trainer: Together,
-    *,
-    folder: Path,
-    say: Callable[[str], None],
-    advance: Callable[[int], None],
+    trainer: Together, *, folder: Path, say: Callable[[str], None], advance: Callable[[int], None]
 ) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint that verifies when there is one.
 

@@ -156,7 +156,7 @@ def score(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where scores go, as JSON lines.")] = None,
     format: Annotated[str, typer.Option(help="How rows are written; auto recognises it.")] = "auto",
     on_bad_rows: Annotated[
-        str, typer.Option(help="error: name rows that cannot be used; drop: leave them out.")
+        str, typer.Option(help="error: name rows that cannot be read; drop: leave them out.")
     ] = "error",
 ) -> None:
     """Score a file of responses with the run's reward model."""

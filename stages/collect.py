@@ -46,7 +46,8 @@ class Config(Section):
     pairs_per_prompt: int = Field(2, ge=1)
     """Pairs of different responses to one prompt; raising it gives more judgements of the same prompts."""
     max_pairs: int | None = Field(None, ge=1)
-    """At most so many pairs (or rankings), spread over the prompts; null takes all."""
+    """At most so many pairs (or rankings), of prompts drawn by lot, each prompt's first before any second; null takes
+    all."""
     ranking_size: int = Field(4, ge=2, le=9)
     """Where ``form.kind`` is ``ranking``: responses to one prompt that are put in order at once. K of them give
     K (K - 1) / 2 preferences."""
@@ -102,6 +103,8 @@ class Config(Section):
     def _enough_people(self) -> Config:
         if self.order == "uncertainty" and self.uncertainty_from is None:
             raise ValueError("order is uncertainty, but uncertainty_from names no reward model")
+        if self.judges == "simulated" and self.form.kind == "ranking":
+            raise ValueError("form.kind: ranking is asked of people; judges: simulated compare pairs")
         if self.judges == "simulated" and self.overlap > len(self.panel):
             raise ValueError(f"overlap is {self.overlap}, but the panel has {len(self.panel)} annotators; name more")
         return self

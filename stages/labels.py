@@ -189,6 +189,9 @@ def weak(job: Job, tasks: Sequence[TaskRow], judged: Sequence[Preference]) -> li
             advice="add sample to run.stages, or take collect.weak away",
         )
     pairs = _open_pairs(job, tasks, section.max_pairs)
+    if not pairs:
+        job.say("no pair of a training prompt is left that nobody judges, so collect.weak labels none")
+        return []
     found = _by_functions(job, pairs, judged) if section.functions else {}
     if section.reward is not None:
         rest = [number for number in range(len(pairs)) if number not in found]

@@ -66,8 +66,8 @@ def load_pairs(
         sides[split.is_held_out(decided[place].prompt)].append((row, decided[place]))
     train, train_records = [row for row, _ in sides[False]], [record for _, record in sides[False]]
     held_out, held_out_records = [row for row, _ in sides[True]], [record for _, record in sides[True]]
-    undecided = len(read) - len(decided)
-    job.say(encoded.account("preferences", limit) + (f"; {undecided:,} undecided left out" if undecided else ""))
+    undecided, of = len(read) - len(decided), " ones of held-out prompts" if learn_undecided else ""
+    job.say(encoded.account("preferences", limit) + (f"; {undecided:,} undecided{of} left out" if undecided else ""))
     cut = sum(decided[place].chosen_cut or decided[place].rejected_cut for place in encoded.kept)
     if cut:
         job.say(f"{cut:,} pairs hold a response that was cut off at sample.max_new_tokens: it is learnt without an end")

@@ -163,6 +163,7 @@ def run(job: Job) -> dict[str, Any]:
         learn_undecided=undecided,
         weak=config.weak,
     )
+    reward_check.require_held_out(job, pairs.held_out)
     judged = reward_check.Judged(pairs.train, pairs.train_records)
     rules = reward_rules.learn(job, base)
     if config.ensemble.members > 1:

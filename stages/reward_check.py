@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf_pipeline.errors import TrainingError
+from rlhf_pipeline.errors import DataError, TrainingError
 from stages.job import Job
 
 if TYPE_CHECKING:
@@ -285,6 +285,25 @@ def _sentence(found: Mapping[str, Any]) -> str:
     if ceiling:
         text += f"; the judges' agreement allows {ceiling['value']:.1%}"
     return f"{text}; calibration error {found['calibration']['error']:.1%}"
+
+
+def require_held_out(job: Job, held_out: Sequence[EncodedPair]) -> None:
+    """Where nothing is held out, gates have nothing to be measured on, and no learning curve can be drawn.
+
+    Raises:
+        DataError: gates of preferences are set all the same.
+    """
+    wanted = job.config.evaluation
+    if held_out:
+        return
+    if gates := [gate for gate in wanted.stop_on if gate != "rules"]:
+        raise DataError(
+            f"no pair is held out, so nothing can be said about {', '.join(gates)}",
+            where="reward.evaluation.stop_on",
+            advice="raise data.held_out or collect more judgements, or leave the gates out",
+        )
+    if wanted.learning_curve:
+        job.say("no pair is held out, so there is no learning curve")
 
 
 def prove_saved(

@@ -59,7 +59,7 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
     from rlhf_pipeline.linear_probe import fit_head
 
     config: Config = job.config
-    rows = _comparisons(config, judged)
+    rows = _comparisons(job, judged)
     lengths = [len(pair) for pair in judged.pairs]
     if rows is not None:
         lengths = [max(map(len, row["responses"])) for row in rows]
@@ -88,15 +88,17 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
     return classifier, trained
 
 
-def _comparisons(config: Config, judged: reward_check.Judged) -> list[dict[str, Any]] | None:
+def _comparisons(job: Job, judged: reward_check.Judged) -> list[dict[str, Any]] | None:
     """Rows with everything that people said; None where every pair only has a winner, and counts as much as the next:
     TRL has that loss itself."""
-    wanted = config.loss
+    wanted = job.config.loss
     plain = wanted.kind == "bradley_terry" and wanted.labels == "hard" and not wanted.margins
     if plain and all(record.weight == 1 for record in judged.records):
         return None
     from rlhf_pipeline.comparison_trainer import comparison_rows
 
+    if wanted.margins and all(record.margin is None for record in judged.records):
+        job.say("reward.loss.margins: no preference has a margin, as nobody was asked for one (collect.form.strength)")
     return comparison_rows(judged.pairs, judged.records, soft=wanted.labels == "soft", margins=wanted.margins)
 
 

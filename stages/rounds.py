@@ -98,11 +98,11 @@ class FormSection(Section):
 def pair_tasks(sets: Iterable[ResponseSet], config: Config, *, seed: int, sampler: str = "") -> list[NewTask]:
     """Pairs of distinct responses, drawn per prompt so that every response appears before one appears twice.
 
-    With ``max_pairs`` every prompt keeps its first pair before any keeps its second.
+    With ``max_pairs`` every prompt keeps its first pair before any keeps its second, and whose it is, lots decide.
     """
     from rlhf_pipeline.store.records import NewResponse, NewTask
 
-    ranked: list[tuple[int, int, NewTask]] = []
+    ranked: list[tuple[int, float, int, NewTask]] = []
     for number, item in enumerate(sets):
         distinct = list({r.text: r for r in reversed(item.responses)}.values())[::-1]
         lot = random.Random(f"{seed}:{item.prompt.id}")
@@ -115,24 +115,31 @@ def pair_tasks(sets: Iterable[ResponseSet], config: Config, *, seed: int, sample
             for response in pair:
                 used[response.text] += 1
             responses = tuple(NewResponse(r.text, "eos" if r.ended else "length", sampler) for r in pair)
-            ranked.append((rank, number, NewTask(item.prompt, responses)))
-    kept = sorted(ranked, key=lambda row: row[:2])[: config.max_pairs]
-    return [task for _, _, task in sorted(kept, key=lambda row: (row[1], row[0]))]
+            ranked.append((rank, _turn(seed, item), number, NewTask(item.prompt, responses)))
+    kept = sorted(ranked, key=lambda row: row[:3])[: config.max_pairs]
+    return [task for _, _, _, task in sorted(kept, key=lambda row: (row[2], row[0]))]
 
 
 def ranking_tasks(sets: Iterable[ResponseSet], config: Config, *, seed: int, sampler: str = "") -> list[NewTask]:
-    """For each prompt ``ranking_size`` distinct responses, drawn by lot, that are put in order at once."""
+    """For each prompt ``ranking_size`` distinct responses, drawn by lot, that are put in order at once; of at most
+    ``max_pairs`` prompts, drawn by lot too."""
     from rlhf_pipeline.store.records import NewResponse, NewTask
 
-    tasks = []
-    for item in sets:
+    tasks: list[tuple[float, int, NewTask]] = []
+    for number, item in enumerate(sets):
         distinct = list({r.text: r for r in reversed(item.responses)}.values())[::-1]
         lot = random.Random(f"{seed}:{item.prompt.id}")
         drawn = lot.sample(distinct, min(config.ranking_size, len(distinct)))
         if len(drawn) >= 2:
             responses = tuple(NewResponse(r.text, "eos" if r.ended else "length", sampler) for r in drawn)
-            tasks.append(NewTask(item.prompt, responses))
-    return tasks[: config.max_pairs]
+            tasks.append((_turn(seed, item), number, NewTask(item.prompt, responses)))
+    kept = sorted(tasks, key=lambda row: row[:2])[: config.max_pairs]
+    return [task for _, _, task in sorted(kept, key=lambda row: row[1])]
+
+
+def _turn(seed: int, item: ResponseSet) -> float:
+    """When a prompt's turn comes where not all are judged: by lot, as the held-out ones stand after the others."""
+    return random.Random(f"{seed}:{item.prompt.id}:turn").random()
 
 
 def open_round(store: JudgementStore, settings: Settings, sampled: Artifact, judges: str) -> int:

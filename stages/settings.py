@@ -106,6 +106,13 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_model_labels_for_itself(self) -> Settings:
+        teacher = self.collect.weak.reward
+        if teacher is not None and Path(teacher).resolve() == (Path(self.run.folder) / "reward").resolve():
+            raise ValueError("collect.weak.reward is this run's own reward model; name one of another run")
+        return self
+
+    @model_validator(mode="after")
     def _a_divided_base_is_frozen(self) -> Settings:
         if self.run.launch.divides_base:
             if self.model.quantization != "none":

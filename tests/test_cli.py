@@ -141,6 +141,13 @@ def test_exit_codes_of_the_doctor(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists(), "the doctor only looks"
 
 
+def test_a_run_does_not_label_for_itself(tmp_path: Path) -> None:
+    for teacher, refused in (("run", True), ("other", False)):
+        changes = {"collect": {"weak": {"reward": str(tmp_path / teacher / "reward")}}}
+        made = rlhf("doctor", write_config(tmp_path, changes))
+        assert ("this run's own reward model" in made.err) == refused, made.err
+
+
 def test_a_key_that_only_the_stage_finds_wrong_is_named_whole(tmp_path: Path) -> None:
     made = rlhf("run", write_config(tmp_path), "sft", "--set", "sft.lora.top_layers=9")
     assert made.code == 2

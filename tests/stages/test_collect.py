@@ -33,7 +33,7 @@ from rlhf_pipeline.store.records import Answer
 from stages import collect, simulated
 from stages.collect import Config
 from stages.job import Job
-from stages.rounds import FormSection, pair_tasks
+from stages.rounds import FormSection, pair_tasks, ranking_tasks
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,8 +103,25 @@ def test_pairs_are_of_distinct_texts_and_every_response_comes_before_one_comes_t
 def test_at_most_max_pairs_are_spread_over_the_prompts() -> None:
     sets = [response_set(i, "a", "b", "c", "d") for i in range(4)]
     tasks = pair_tasks(sets, Config(pairs_per_prompt=6, max_pairs=6), seed=0)
-    assert [t.prompt.messages[0].content for t in tasks] == [f"question {i}" for i in (0, 0, 1, 1, 2, 3)]
+    asked = [t.prompt.messages[0].content for t in tasks]
+    assert set(asked) == {f"question {i}" for i in range(4)}
+    assert asked == sorted(asked), "in the order of the prompts"
     assert len({t.digest for t in tasks}) == 6
+    everything = {t.digest for t in pair_tasks(sets, Config(pairs_per_prompt=6), seed=0)}
+    assert {t.digest for t in tasks} < everything
+
+
+def test_whose_pairs_are_among_max_pairs_is_drawn_by_lot() -> None:
+    """Not those of the first prompts: the held-out ones are the last."""
+    sets = [response_set(i, "a", "b", "c", "d") for i in range(400)]
+    for make in (pair_tasks, ranking_tasks):
+        numbers = [[sets.index(s) for t in make(sets, Config(max_pairs=100), seed=seed) for s in sets
+                    if s.prompt.id == t.prompt.id] for seed in (0, 1)]  # fmt: skip
+        for drawn in numbers:
+            assert len(drawn) == len(set(drawn)) == 100
+            assert drawn == sorted(drawn)
+            assert 10 <= sum(number >= 300 for number in drawn) <= 40, "about a quarter"
+        assert numbers[0] != numbers[1]
 
 
 def test_pairs_depend_on_the_seed_alone() -> None:

@@ -21,7 +21,7 @@ from rlhf_pipeline.records import write_jsonl
 from rlhf_pipeline.reward_models import RewardModel, Scorer, load_reward_model, load_text
 from rlhf_pipeline.roles import Roles
 from rlhf_pipeline.tokenization import load_tokenizer
-from stages import reward
+from stages import reward, reward_check
 from tests import stage_jobs, tiny_models
 from tests.stage_jobs import Interrupted, job, metrics_lines, same_tensors, sft_input, tensors
 
@@ -200,6 +200,18 @@ def test_a_gate_that_is_named_ends_the_stage(tmp_path):
     stopped = reward.Config(**config, evaluation={"stop_on": ["chance"]})
     with pytest.raises(TrainingError, match=r"cannot be told from guessing[^→]*→.*stop_on"):
         reward.run(job(stopped, model, tmp_path / "b", inputs=given))
+
+
+def test_gates_and_curves_need_held_out_pairs():
+    said: list[str] = []
+    wanted = reward.Config(evaluation={"stop_on": ["chance", "length"], "learning_curve": [0.5]})
+    made = SimpleNamespace(config=wanted, say=said.append)
+    reward_check.require_held_out(made, [object()])
+    with pytest.raises(DataError, match="no pair is held out, so nothing can be said about chance, length"):
+        reward_check.require_held_out(made, [])
+    made.config = reward.Config(evaluation={"learning_curve": [0.5]})
+    reward_check.require_held_out(made, [])
+    assert said == ["no pair is held out, so there is no learning curve"]
 
 
 def test_the_same_scores_by_every_way_in(tmp_path):

@@ -66,6 +66,7 @@ def test_the_form_of_the_configuration_is_the_form_of_the_round(tmp_path: Path) 
     ("wrong", "said"),
     [
         ({"form": {"kind": "ranking", "strength": True}}, "strength is asked of pairs"),
+        ({"judges": "simulated", "form": {"kind": "ranking"}}, "ranking is asked of people"),
         ({"form": {"rules": ["a", "a"]}}, "rules are different texts"),
         ({"form": {"flags": [" "]}}, "flags are different texts"),
         ({"form": {"attributes": [{"name": "x"}, {"name": "x"}]}}, "same name"),
