@@ -39,7 +39,7 @@ from rlhf_pipeline import reward_evaluation, training
 from rlhf_pipeline.config import ModelConfig
 from rlhf_pipeline.data import DataConfig, SourceConfig, make_split, read_preferences
 from rlhf_pipeline.encoding import Text, encode_pairs
-from rlhf_pipeline.length_groups import groups_for, pass_cost
+from rlhf_pipeline.length_groups import groups_for
 from rlhf_pipeline.model_source import model_folder
 from rlhf_pipeline.models import quiet
 from rlhf_pipeline.reward_evaluation import ScoredPair, Share
@@ -248,7 +248,7 @@ def train_ours(task: Task, steps: int, seed: int, arm: Arm) -> float:
         base = reward_learn.Base(task.model, task.text, task.limit, own=True)
         classifier, _ = reward_learn.learn(job, base, task.train, Path(out), seed)
     cpu = time.process_time() - cpu
-    window = training.WINDOW if pass_cost(classifier) is None else 1
+    window = reward_learn.window(classifier)
     order = training.plan(config, [len(pair) for pair in task.train.pairs], seed=seed, window=window).order
     for start in range(0, len(order), BATCH):
         rows = [task.train.pairs[i] for i in order[start : start + BATCH]]

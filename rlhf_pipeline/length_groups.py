@@ -1,8 +1,7 @@
 """The rows of a batch through a model in groups of like length, so that less of what is computed is padding.
 
-Reward models have batches of pairs of like length (:func:`rlhf_pipeline.training.plan`), but one side of a pair can be
-much shorter than the other; PPO's minibatches are drawn by lot. Outputs and gradients are those of the whole batch, but
-for rounding.
+Batches are drawn by lot, a reward model's and PPO's alike, and one side of a pair can be much shorter than the other.
+Outputs and gradients are those of the whole batch, but for rounding.
 """
 
 from __future__ import annotations

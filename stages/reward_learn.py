@@ -55,7 +55,6 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
     import torch
 
     from rlhf_pipeline import training
-    from rlhf_pipeline.length_groups import pass_cost
     from rlhf_pipeline.linear_probe import fit_head
 
     config: Config = job.config
@@ -65,9 +64,7 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
         lengths = [max(map(len, row["responses"])) for row in rows]
     torch.manual_seed(seed)
     classifier = start(job, base)
-    # Batches that are divided by length have little padding anyway, and random ones teach more in as many steps.
-    window = training.WINDOW if pass_cost(classifier) is None else 1
-    steps = training.plan(config, lengths, seed=seed, window=window)
+    steps = training.plan(config, lengths, seed=seed, window=window(classifier))
     if config.ensemble.members > 1:
         _draw_head(classifier)
     if config.head_first and not (folder / "checkpoints").is_dir():
@@ -86,6 +83,15 @@ def learn(job: Job, base: Base, judged: reward_check.Judged, folder: Path, seed:
         trained["tie"] = tie
     training.finish(classifier, base.model, job.device)
     return classifier, trained
+
+
+def window(classifier: Any) -> int:
+    """Batches among which pairs are sorted by length: 1 where batches are divided by length, as these have little
+    padding anyway, and random ones teach more in as many steps."""
+    from rlhf_pipeline import training
+    from rlhf_pipeline.length_groups import pass_cost
+
+    return training.WINDOW if pass_cost(classifier) is None else 1
 
 
 def _comparisons(job: Job, judged: reward_check.Judged) -> list[dict[str, Any]] | None:
